@@ -1,0 +1,329 @@
+"""Owns the typed training spec. Must not import torch: the API and the worker import this module."""
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+DeviceType = Literal["npu", "cuda", "cpu"]
+Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_npu_fused"]
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Activation = Literal[
+    "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"
+]
+Source = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+# RoBERTa and Longformer number positions from pad_token_id + 1, and the pad token is 1 in both.
+RESERVED_POSITIONS = 2
+MODEL_CONFIG_LIMIT_BYTES = 1 << 20
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=False
+    )
+
+
+class LongformerShape(_Spec):
+    """The size of a Longformer that starts from random weights; the vocabulary comes from the tokenizer."""
+
+    num_hidden_layers: int = Field(12, ge=1, le=96, description="Transformer layers.")
+    hidden_size: int = Field(768, ge=8, le=8192, description="Width; a multiple of num_attention_heads.")
+    num_attention_heads: int = Field(12, ge=1, le=128, description="Attention heads in each layer.")
+    intermediate_size: int = Field(3072, ge=8, le=65536, description="Width of the feed-forward layers.")
+    attention_window: int = Field(
+        512, ge=2, le=8192, multiple_of=2, description="Tokens each token sees, half on each side. Even."
+    )
+    max_position_embeddings: int = Field(
+        4098, ge=8, le=131074, description="Positions plus the two that RoBERTa reserves: 4098 for 4096 tokens."
+    )
+    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1, description="Dropout after each sub-layer.")
+    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1, description="Dropout on attention probabilities.")
+    initializer_range: float = Field(0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
+    layer_norm_eps: float = Field(1e-5, gt=0, le=1e-2, description="Epsilon of the layer norms.")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.hidden_size % self.num_attention_heads:
+            raise _refuse(
+                "hidden_size",
+                self.hidden_size,
+                f"is not a multiple of num_attention_heads ({self.num_attention_heads}); change either",
+            )
+        return self
+
+
+class TrainConfig(_Spec):
+    """What to train, named as Hugging Face's TrainingArguments and run_mlm.py name things.
+
+    One class is the API's schema, the JSON in the database and, as RunConfig, what the ranks read.
+    Exactly one of model_name_or_path, config_name and from_scratch says which model.
+    """
+
+    model_name_or_path: Source | None = Field(
+        None, description="Pretrained Longformer: a directory with config.json and model.safetensors, or a hub name."
+    )
+    config_name: Source | None = Field(
+        None, description="A directory with a Longformer config.json to train from random weights."
+    )
+    from_scratch: LongformerShape | None = Field(
+        None, description="The size of a Longformer to train from random weights."
+    )
+    tokenizer_name: Source | None = Field(
+        None,
+        description="A directory with vocab.json and merges.txt, or tokenizer.json. Default: model_name_or_path.",
+    )
+    hidden_act: Activation | None = Field(
+        None, description="Replaces the model's activation (the recipe uses gelu_python). Default: the model's own."
+    )
+
+    train_file: Source = Field(description="Text to train on, UTF-8.")
+    validation_file: Source | None = Field(None, description="Text to evaluate on, UTF-8. Needed when do_eval is true.")
+    max_seq_length: int = Field(512, ge=4, le=131072, description="Tokens in a sequence, special tokens included.")
+    line_by_line: bool = Field(
+        False, description="Each line is a sequence. Otherwise lines are joined and cut into max_seq_length pieces."
+    )
+    pad_to_max_length: bool = Field(
+        False, description="Pad every sequence to max_seq_length. Otherwise to the longest in its batch."
+    )
+    mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
+
+    num_train_epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over train_file.")
+    max_steps: int = Field(-1, ge=-1, le=100_000_000, description="Optimizer steps; replaces num_train_epochs when > 0.")
+    per_device_train_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device takes at a time.")
+    per_device_eval_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device evaluates at a time.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="Batches in one optimizer step.")
+    learning_rate: float = Field(5e-5, ge=0, le=10, description="Peak learning rate.")
+    lr_scheduler_type: Schedule = Field("linear", description="How the learning rate goes after the warm-up.")
+    warmup_steps: int = Field(0, ge=0, le=100_000_000, description="Steps over which the learning rate rises from 0.")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="The warm-up as a share of all steps.")
+    optim: Optimizer = Field(
+        "adamw_torch_fused",
+        description="adamw_torch_npu_fused is NpuFusedAdamW on an NPU, and torch's fused AdamW elsewhere.",
+    )
+    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's decay; not on biases and layer norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="Clip the gradient's norm to this; 0 clips nothing.")
+    bf16: bool = Field(False, description="bfloat16 mixed precision.")
+    fp16: bool = Field(False, description="float16 mixed precision with loss scaling; not on cpu.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, slower.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Decides weights, order, masks and dropout.")
+
+    do_eval: bool = Field(True, description="Evaluate before the first and after the last step: perplexity.")
+    eval_steps: int | None = Field(None, ge=1, le=100_000_000, description="Also evaluate every so many steps.")
+    logging_steps: int = Field(10, ge=1, le=1_000_000, description="Report every so many steps.")
+    save_steps: int = Field(500, ge=1, le=100_000_000, description="Write a checkpoint every so many steps.")
+    save_total_limit: int = Field(2, ge=1, le=1000, description="Checkpoints kept; older ones are deleted.")
+    dataloader_num_workers: int = Field(0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank.")
+    dataloader_pin_memory: bool = Field(True, description="Page-locked host memory for copies to a device.")
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        given = [name for name in MODEL_FIELDS if getattr(self, name) is not None]
+        if not given:
+            raise _refuse(
+                "model_name_or_path", None, "is missing: give it, or config_name or from_scratch for a new model"
+            )
+        if len(given) > 1:
+            raise _refuse(given[1], getattr(self, given[1]), f"cannot be given beside {given[0]}; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_steps == 0:
+            raise _refuse("max_steps", 0, "must be -1 (use num_train_epochs) or at least 1")
+        if self.warmup_steps and self.warmup_ratio:
+            raise _refuse("warmup_ratio", self.warmup_ratio, "cannot be given beside warmup_steps; leave one at 0")
+        if self.bf16 and self.fp16:
+            raise _refuse("fp16", True, "cannot be given beside bf16; choose one")
+        if self.do_eval and self.validation_file is None:
+            raise _refuse("validation_file", None, "is missing: give it, or set do_eval to false")
+        if self.eval_steps is not None and not self.do_eval:
+            raise _refuse("eval_steps", self.eval_steps, "has no effect while do_eval is false; remove it")
+        if self.tokenizer_name is None and self.model_name_or_path is None:
+            raise _refuse("tokenizer_name", None, "is missing: a new model brings no tokenizer, so name one")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_positions(self) -> Self:
+        if self.from_scratch is not None:
+            message = _past_positions(self.max_seq_length, self.from_scratch.max_position_embeddings)
+            if message:
+                raise _refuse("max_seq_length", self.max_seq_length, message + ", or raise max_position_embeddings")
+        return self
+
+
+class CheckpointRef(_Spec):
+    """A checkpoint to resume from: opened only if its manifest has this hash."""
+
+    dir: str
+    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class RunConfig(TrainConfig):
+    """What one rank reads: the spec and the facts of its launch. The run directory is the file's directory."""
+
+    device_type: DeviceType = Field("cpu", description="The accelerator of every rank.")
+    rendezvous: str | None = Field(
+        None, pattern=r"^file:///", description="Where ranks meet: file:///…, or null for the environment's address."
+    )
+    resume_from_checkpoint: CheckpointRef | None = Field(None, description="Continue exactly from here.")
+    cpu_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a rank; null leaves torch's choice.")
+    allow_network: bool = Field(False, description="Hub names may be downloaded.")
+
+    @model_validator(mode="after")
+    def _precision_fits_device(self) -> Self:
+        if self.fp16 and self.device_type == "cpu":
+            raise _refuse("fp16", True, "does not run on cpu; use bf16 or neither")
+        return self
+
+
+MODEL_FIELDS = ("model_name_or_path", "config_name", "from_scratch")
+INPUT_FIELDS = ("model_name_or_path", "config_name", "tokenizer_name", "train_file", "validation_file")
+
+
+class Problem(NamedTuple):
+    """Something wrong with one field of a spec, in words that say the way out."""
+
+    field: str
+    message: str
+
+
+def kind_of(value: str) -> Literal["asset", "hub", "path"]:
+    """What a source names: an uploaded asset, a repository on the hub, or a file or directory.
+
+    Paths are told from hub names by their start: `/`, `./`, `../` or `~`; `a/b/c` and `x.txt/` are paths too.
+    """
+    if value.startswith("asset:"):
+        return "asset"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", value):
+        return "hub"
+    return "path"
+
+
+def inputs(train: TrainConfig) -> dict[str, str]:
+    """The fields of a spec that name input files or directories, with their values; unset ones are left out."""
+    values = {name: cast(str | None, getattr(train, name)) for name in INPUT_FIELDS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def check_inputs(train: TrainConfig, *, allow_network: bool = False) -> list[Problem]:
+    """What this machine's files say against a spec, [] when nothing does. Reads only config.json files.
+
+    The caller has decided that the paths may be looked at. Files are not opened, so bad text is found later.
+    """
+    problems: list[Problem] = []
+    for field, value in inputs(train).items():
+        message = _check_source(field, value, allow_network)
+        if message:
+            problems.append(Problem(field, message))
+    if not problems:
+        problems += _check_model_directory(train)
+    return problems
+
+
+def _check_source(field: str, value: str, allow_network: bool) -> str | None:
+    is_text = field in ("train_file", "validation_file")
+    kind = kind_of(value)
+    if kind == "asset":
+        return "names an asset, and uploaded assets cannot be used yet; give a path"
+    if kind == "hub" and not is_text:
+        if allow_network or Path(value).is_dir():
+            return None
+        return (
+            f"{value!r} is a name on the hub and the network is closed; "
+            "give a directory that holds it, or have the operator allow the network"
+        )
+    path = Path(value)
+    if is_text:
+        if not path.is_file():
+            return "is not a file; give the path of a UTF-8 text file"
+        return None if path.stat().st_size else "is empty; give a file with text"
+    if not path.is_dir():
+        return "is not a directory; give the directory that holds its files"
+    if field == "tokenizer_name":
+        return _check_tokenizer(path)
+    return None if (path / "config.json").is_file() else "has no config.json"
+
+
+def _check_tokenizer(directory: Path) -> str | None:
+    if (directory / "tokenizer.json").is_file():
+        return None
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        return None
+    return "holds neither tokenizer.json nor vocab.json with merges.txt; give a tokenizer's directory"
+
+
+def _check_model_directory(train: TrainConfig) -> list[Problem]:
+    field = "model_name_or_path" if train.model_name_or_path is not None else "config_name"
+    value = train.model_name_or_path or train.config_name
+    if value is None or not Path(value).is_dir():
+        return []
+    directory = Path(value)
+    try:
+        config = _read_model_config(directory / "config.json")
+    except ValueError as error:
+        return [Problem(field, str(error))]
+    problems: list[Problem] = []
+    if train.model_name_or_path is not None and not _has_safetensors(directory):
+        problems.append(Problem(field, _say_missing_weights(directory)))
+    if train.tokenizer_name is None:
+        message = _check_tokenizer(directory)
+        if message:
+            problems.append(Problem("tokenizer_name", f"is not given, and {field} {message}"))
+    message = _past_positions(train.max_seq_length, config["max_position_embeddings"])
+    if message:
+        problems.append(Problem("max_seq_length", message))
+    return problems
+
+
+def _read_model_config(path: Path) -> dict[str, int]:
+    if path.stat().st_size > MODEL_CONFIG_LIMIT_BYTES:
+        raise ValueError("config.json is larger than 1 MiB, so it is no model's config")
+    try:
+        config: object = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise ValueError("config.json is not JSON") from None
+    if not isinstance(config, dict):
+        raise ValueError("config.json is not a JSON object")
+    fields = cast(dict[str, object], config)
+    if fields.get("model_type") != "longformer":
+        raise ValueError("config.json says another model_type than longformer; give a Longformer")
+    for name in ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal"):
+        if name in fields:
+            raise ValueError(f"config.json has {name}, which names code to run; remove it")
+    positions = fields.get("max_position_embeddings")
+    if type(positions) is not int or not 8 <= positions <= 131074:
+        raise ValueError("config.json has no usable max_position_embeddings (8 to 131074)")
+    return {"max_position_embeddings": positions}
+
+
+def _has_safetensors(directory: Path) -> bool:
+    return (directory / "model.safetensors").is_file() or (directory / "model.safetensors.index.json").is_file()
+
+
+def _say_missing_weights(directory: Path) -> str:
+    if (directory / "pytorch_model.bin").is_file():
+        return "has its weights as a pickle (pytorch_model.bin), which is never opened; save them as model.safetensors"
+    return "has no model.safetensors; to train from random weights give it as config_name"
+
+
+def _past_positions(max_seq_length: int, max_position_embeddings: int) -> str | None:
+    positions = max_position_embeddings - RESERVED_POSITIONS
+    if max_seq_length <= positions:
+        return None
+    return f"is past the model's {positions} positions; set it to {positions} or less"
+
+
+def _refuse(field: str, value: object, message: str) -> ValidationError:
+    """An error whose location is the field itself: pydantic puts a model validator's own errors at the root."""
+    # The message carries braces only as data, hence the context.
+    error = PydanticCustomError("spec", "{field} {message}", {"field": field, "message": message})
+    return ValidationError.from_exception_data(
+        "TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)]
+    )
