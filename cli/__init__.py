@@ -1,0 +1,1 @@
+"""The command line: `longyard` over HTTP, and what `./run` starts."""

@@ -1,0 +1,73 @@
+"""Owns what `./run test` and `./run lint` run, and in which order."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import dashboard, step
+from cli.install import ROOT, VENV
+
+
+def test(argv: Sequence[str]) -> int:
+    """`test`: everything but the browser; `test web`, `test browser`; anything else goes to pytest as it is."""
+    if argv[:1] == ["web"]:
+        return _all([["npm", "run", "lint"], ["npm", "run", "test"]], cwd=dashboard.install())
+    dashboard.build()
+    if argv[:1] == ["browser"]:
+        return _pytest(["-m", "browser", *(argv[1:] or ["tests/e2e"])])
+    if argv:
+        return _pytest(argv)
+    return _pytest(["-m", "not browser", "-n", "auto", "--dist", "loadfile"])
+
+
+def lint(argv: Sequence[str]) -> int:
+    """Every check, to the end, whatever the ones before it said."""
+    del argv
+    deployment = sorted(str(path) for path in (ROOT / "deploy").glob("Dockerfile*"))
+    return _all(
+        [
+            ["sh", "-n", "run"],
+            ["sh", "-n", ".ci/run"],
+            ["ruff", "check", "."],
+            ["ruff", "format", "--check", "."],
+            ["lint-imports"],
+            ["pyright"],
+            ["docker-compose", "config", "-q"],
+            ["hadolint", *deployment],
+        ],
+        cwd=ROOT,
+        # What compose asks of the operator; config -q reads it, nothing is started.
+        extra={"LONGYARD_POSTGRES_PASSWORD": "unused", "LONGYARD_REDIS_PASSWORD": "unused", "LONGYARD_TOKEN": "unused"},
+    )
+
+
+def _pytest(argv: Sequence[str]) -> int:
+    return _run([sys.executable, "-m", "pytest", *argv], cwd=ROOT)
+
+
+def _all(commands: Sequence[Sequence[str]], *, cwd: Path, extra: dict[str, str] | None = None) -> int:
+    failed: list[str] = []
+    for command in commands:
+        name = " ".join(command[:2])
+        step.say(f"── {name}")
+        if _run(command, cwd=cwd, extra=extra) != 0:
+            failed.append(name)
+    step.say(f"failed: {', '.join(failed)}" if failed else f"all {len(commands)} checks passed")
+    return 1 if failed else 0
+
+
+def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = None) -> int:
+    environment = {**os.environ, **(extra or {}), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "VIRTUAL_ENV": str(VENV)}
+    environment.pop("LONGYARD_DATA_DIR", None)  # tests have directories of their own; never the user's plane
+    child = subprocess.Popen(command, cwd=cwd, env=environment, preexec_fn=step.die_with_parent)
+    try:
+        return child.wait()
+    except BaseException:
+        # ^C reached the child as well: let it say its closing lines.
+        try:
+            child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+        raise

@@ -1,0 +1,42 @@
+"""What `./run COMMAND` becomes once .venv holds what the command needs."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from cli import install, step
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command of install.COMMANDS. Returns its exit code: 130 when it was interrupted."""
+    # A non-interactive shell starts background jobs with ^C ignored; a ^C sent to one is still meant.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["PATH"] = f"{install.VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    try:
+        return _command(argv[0])(argv[1:])
+    except step.StepError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    # Imported here: `lint` must work while another room does not import, and the demo needs rich, which `test` may be mending.
+    if name == "demo":
+        from cli import demo
+
+        return demo.main
+    if name == "up":
+        from cli import plane
+
+        return plane.main
+    from cli import checks
+
+    return {"test": checks.test, "lint": checks.lint}[name]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
