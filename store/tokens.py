@@ -1,0 +1,96 @@
+"""Secrets people and browsers show: made here, kept as SHA-256 only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from sqlalchemy.orm import Session
+
+from store.db import now
+from store.errors import Unauthenticated
+from store.models import Token
+
+Kind = Literal["token", "session", "login_code"]
+
+SESSION_S: Final = 30 * 24 * 3600.0
+LOGIN_CODE_S: Final = 600.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a request is from. `token_sha256` names the secret it showed, for revoking it."""
+
+    owner: str
+    scope: str
+    token_sha256: str
+
+
+def mint(session: Session, *, kind: Kind, owner: str, scope: str, expires_in_s: float | None = None) -> str:
+    """A new secret of 32 random bytes; this is the only time it is seen."""
+    secret = secrets.token_urlsafe(32)
+    _keep(session, secret, kind=kind, owner=owner, scope=scope, expires_in_s=expires_in_s)
+    return secret
+
+
+def verify(session: Session, secret: str, *, kind: Kind) -> Identity:
+    """Raises Unauthenticated, which does not tell unknown from expired or revoked."""
+    token = session.get(Token, _sha256(secret))
+    if (
+        token is None
+        or token.kind != kind
+        or token.revoked_at is not None
+        or (token.expires_at is not None and token.expires_at <= now())
+    ):
+        raise Unauthenticated("unknown, expired or revoked credentials")
+    return Identity(token.owner, token.scope, token.sha256)
+
+
+def redeem(session: Session, code: str) -> str:
+    """Trade a login code, once, for a session's secret. Raises Unauthenticated."""
+    session.get(Token, _sha256(code), with_for_update=True, populate_existing=True)
+    identity = verify(session, code, kind="login_code")
+    revoke(session, identity.token_sha256)
+    return mint(session, kind="session", owner=identity.owner, scope=identity.scope, expires_in_s=SESSION_S)
+
+
+def revoke(session: Session, token_sha256: str) -> None:
+    token = session.get(Token, token_sha256)
+    if token is not None and token.revoked_at is None:
+        token.revoked_at = now()
+
+
+def ensure_admin(session: Session, token_file: Path) -> str:
+    """The admin's token from its file, made at the first start with mode 0600; the file is the truth, the row follows it."""
+    token_file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        token_file.chmod(0o600)
+        secret = token_file.read_text().strip()
+    else:
+        secret = secrets.token_urlsafe(32)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secret + "\n")
+    if len(secret) < 32:
+        raise Unauthenticated(f"{token_file} holds no token; delete it, and the next start makes a new one")
+    if session.get(Token, _sha256(secret)) is None:
+        _keep(session, secret, kind="token", owner="admin", scope="admin", expires_in_s=None)
+    return secret
+
+
+def _keep(session: Session, secret: str, *, kind: Kind, owner: str, scope: str, expires_in_s: float | None) -> None:
+    expires_at = None if expires_in_s is None else now() + timedelta(seconds=expires_in_s)
+    session.add(
+        Token(sha256=_sha256(secret), kind=kind, owner=owner, scope=scope, created_at=now(), expires_at=expires_at)
+    )
+    session.flush()
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
