@@ -92,7 +92,9 @@ class TrainConfig(_Spec):
     mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
 
     num_train_epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over train_file.")
-    max_steps: int = Field(-1, ge=-1, le=100_000_000, description="Optimizer steps; replaces num_train_epochs when > 0.")
+    max_steps: int = Field(
+        -1, ge=-1, le=100_000_000, description="Optimizer steps; replaces num_train_epochs when > 0."
+    )
     per_device_train_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device takes at a time.")
     per_device_eval_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device evaluates at a time.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="Batches in one optimizer step.")
@@ -130,7 +132,9 @@ class TrainConfig(_Spec):
                 "model_name_or_path", None, "is missing: give it, or config_name or from_scratch for a new model"
             )
         if len(given) > 1:
-            raise _refuse(given[1], getattr(self, given[1]), f"cannot be given beside {given[0]}; leave one of them out")
+            raise _refuse(
+                given[1], getattr(self, given[1]), f"cannot be given beside {given[0]}; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -324,6 +328,4 @@ def _refuse(field: str, value: object, message: str) -> ValidationError:
     """An error whose location is the field itself: pydantic puts a model validator's own errors at the root."""
     # The message carries braces only as data, hence the context.
     error = PydanticCustomError("spec", "{field} {message}", {"field": field, "message": message})
-    return ValidationError.from_exception_data(
-        "TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)]
-    )
+    return ValidationError.from_exception_data("TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)])

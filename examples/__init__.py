@@ -1,0 +1,1 @@
+"""Real input for a first job: English that every CPython carries, and a tokenizer trained on it."""

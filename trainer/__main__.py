@@ -1,0 +1,83 @@
+"""One rank's entry: `python -m trainer --config FILE`, by hand, under torchrun, or under a supervisor.
+
+Everything a rank knows comes from that file, and from torch.distributed's environment. Its directory is where the
+rank writes. How it ended is its exit code: see trainer/errors.py.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from trainer import stop
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one rank and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains a Longformer: one rank.")
+    parser.add_argument("--config", type=Path, required=True, help="config.json; its directory takes the output")
+    path: Path = parser.parse_args(argv).config
+    wish = stop.listen()
+    try:
+        return _train(path, wish)
+    # The process's edge: whatever it was, tokenizers' panics past Exception included, is told by file and exit code.
+    except BaseException as error:
+        return _tell(error, path.parent, step=None)
+
+
+def _train(path: Path, wish: stop.StopWish) -> int:
+    from trainer.config import RunConfig
+
+    config = RunConfig.model_validate_json(path.read_bytes())
+    _prepare_libraries(config.allow_network)
+    # Imported here so that a signal during these seconds finds somebody listening.
+    from trainer import device, loop
+    from trainer.report import Reporter
+
+    with Reporter(path.parent, device.place()) as reporter:
+        try:
+            rank = device.join(config)
+            loop.run(config, path.parent, rank, reporter, wish)
+            rank.leave()
+        except BaseException as error:
+            return _tell(error, path.parent, step=reporter.step)
+    return 0
+
+
+def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
+    from trainer.device import place
+    from trainer.errors import Stopped, TrainerError, classify
+    from trainer.report import write_error
+
+    _, code = classify(error)
+    if isinstance(error, TrainerError):
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
+    if not isinstance(error, Stopped):
+        try:
+            write_error(directory, place().rank, error, step=step)
+        except OSError as problem:
+            print(f"r{place().rank}.error.json could not be written: {problem}", file=sys.stderr, flush=True)
+    return code
+
+
+def _prepare_libraries(allow_network: bool) -> None:
+    # Hugging Face's libraries read these when they are imported.
+    if not allow_network:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # The tokenizer works in threads before any loader worker is forked, and never in one.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+
+def _leave(code: int) -> None:
+    """Ends at once: a lost peer can leave threads of the backend that would wait for it at a normal exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _leave(main())

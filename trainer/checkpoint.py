@@ -1,0 +1,174 @@
+"""Owns checkpoints on disk: written whole or not at all, opened only if they are what their manifest says."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from trainer.config import CheckpointRef
+from trainer.errors import BrokenCheckpoint
+
+_WEIGHTS = "model.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_STATE = "state.json"
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+class Published(NamedTuple):
+    """A checkpoint that exists: its directory, and the hash by which it may be opened."""
+
+    dir: Path
+    manifest_sha256: str
+
+
+def write(
+    parent: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> Published:
+    """Writes step-<step> under parent: everything to disk under another name, then renamed.
+
+    `state` is JSON: the data position and running sums. There is no generator state: each step seeds its own.
+    """
+    target = parent / f"step-{step}"
+    temporary = parent / f"step-{step}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_weights(network), temporary / _WEIGHTS)
+    tensors, numbers = _optimizer_state(network, optimizer)
+    save_file(tensors, temporary / _OPTIMIZER)
+    _write_json(temporary / _STATE, {"step": step, "optimizer": numbers, "state": state})
+    files = {name: _describe(temporary / name) for name in (_WEIGHTS, _OPTIMIZER, _STATE)}
+    for name in files:
+        _sync(temporary / name)
+    _write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
+    _sync(temporary / _MANIFEST)
+    _sync(temporary)
+    digest = hashlib.sha256((temporary / _MANIFEST).read_bytes()).hexdigest()
+    # Only a run repeated by hand in one directory finds the target there.
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _sync(parent)
+    return Published(target, digest)
+
+
+def read(reference: CheckpointRef, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Loads weights and optimizer in place; returns the state that was written.
+
+    Raises BrokenCheckpoint when anything differs from the manifest, or the manifest from its hash.
+    """
+    directory = Path(reference.dir)
+    _verify(directory, reference.manifest_sha256)
+    missing, unexpected = network.load_state_dict(load_file(directory / _WEIGHTS), strict=False)
+    shared = _shared_names(network)
+    if set(missing) - shared or unexpected:
+        raise BrokenCheckpoint(f"{directory} is of another model: {sorted({*missing, *unexpected} - shared)[:3]}")
+    saved = cast(dict[str, Any], json.loads((directory / _STATE).read_bytes()))
+    _restore_optimizer(network, optimizer, load_file(directory / _OPTIMIZER), saved["optimizer"])
+    return cast(dict[str, Any], saved["state"])
+
+
+def prune(parent: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints, and what a dead run left half written."""
+    steps: dict[int, Path] = {}
+    for path in parent.iterdir():
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match:
+            steps[int(match[1])] = path
+        elif re.fullmatch(r"step-\d+\.tmp", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+    for step in sorted(steps)[:-keep]:
+        shutil.rmtree(steps[step], ignore_errors=True)
+
+
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    shared = _shared_names(network)
+    return {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items() if n not in shared}
+
+
+def _shared_names(network: nn.Module) -> set[str]:
+    """Names of a tensor that has another, earlier name: tied weights are stored once."""
+    seen: set[int] = set()
+    shared: set[str] = set()
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in seen:
+            shared.add(name)
+        seen.add(id(tensor))
+    return shared
+
+
+def _trained(network: nn.Module) -> dict[nn.Parameter, str]:
+    return {p: name for name, p in network.named_parameters() if p.requires_grad}
+
+
+def _optimizer_state(
+    network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, float]]]:
+    """The optimizer's state by parameter name: tensors as `name/key`, plain numbers as {name: {key: number}}."""
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, dict[str, float]] = {}
+    for parameter, name in _trained(network).items():
+        for key, value in cast(dict[str, Any], optimizer.state[parameter]).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+            else:
+                numbers.setdefault(name, {})[key] = value
+    return tensors, numbers
+
+
+def _restore_optimizer(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+    numbers: dict[str, dict[str, float]],
+) -> None:
+    by_name: dict[str, dict[str, Any]] = {name: dict(values) for name, values in numbers.items()}
+    for path, tensor in tensors.items():
+        name, _, key = path.rpartition("/")
+        by_name.setdefault(name, {})[key] = tensor
+    names = _trained(network)
+    layout = optimizer.state_dict()
+    indices = [index for group in layout["param_groups"] for index in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {i: by_name[names[p]] for i, p in zip(indices, parameters, strict=True) if names[p] in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": layout["param_groups"]})
+
+
+def _verify(directory: Path, manifest_sha256: str) -> None:
+    try:
+        manifest = (directory / _MANIFEST).read_bytes()
+    except OSError as error:
+        raise BrokenCheckpoint(f"{directory} has no manifest that can be read: {error.strerror}") from error
+    if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
+        raise BrokenCheckpoint(f"{directory}: the manifest is not the one this checkpoint was published with")
+    described = cast(dict[str, Any], json.loads(manifest))
+    if described["format"] != _FORMAT:
+        raise BrokenCheckpoint(f"{directory} has format {described['format']}, this trainer reads {_FORMAT}")
+    for name, expected in described["files"].items():
+        path = directory / name
+        if not path.is_file() or _describe(path) != expected:
+            raise BrokenCheckpoint(f"{path} is missing, or not the file this checkpoint was published with")
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    # Python writes floats so that they read back as the same bits.
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

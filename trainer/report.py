@@ -1,0 +1,135 @@
+"""Owns the files a rank writes for whoever watches it: metrics.jsonl, r<rank>.progress, r<rank>.error.json.
+
+Only appends or overwrites files; knows no server.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from trainer.device import Place
+from trainer.errors import classify
+
+# A write of one constant size is never seen half done by a reader on the same host.
+_PROGRESS_BYTES = 256
+
+
+class Reporter:
+    """One rank's open report files. Only rank 0 writes metrics.jsonl and prints progress."""
+
+    def __init__(self, directory: Path, place: Place) -> None:
+        self._place = place
+        self._phase = "load"
+        self._step = 0
+        self._total_steps: int | None = None
+        self._bar: tqdm[Any] | None = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        self._progress = os.open(directory / f"r{place.rank}.progress", flags, 0o644)
+        self._metrics = os.open(directory / "metrics.jsonl", flags | os.O_APPEND, 0o644) if place.is_first else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        os.close(self._progress)
+        if self._metrics is not None:
+            os.close(self._metrics)
+
+    @property
+    def step(self) -> int:
+        return self._step
+
+    def phase(self, name: str) -> None:
+        """Enters load, train, evaluate, save or end; `train` tells how many steps there are."""
+        self._phase = name
+        line: dict[str, Any] = {"kind": "phase", "phase": name, "step": self._step}
+        if self._total_steps is not None:
+            line["total_steps"] = self._total_steps
+        self._append(line)
+        self._write_progress()
+
+    def plan(self, total_steps: int, *, step: int) -> None:
+        """Says how far the training goes and where it stands, before its first step."""
+        self._total_steps = total_steps
+        self._step = step
+        if self._place.is_first and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def stepped(self, step: int) -> None:
+        """Marks a step as done. Called by every rank after every step."""
+        if self._bar is not None:
+            self._bar.update(step - self._step)
+        self._step = step
+        self._write_progress()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Appends one report. NaN and infinities are written as "nan", "inf" and "-inf": JSON has none."""
+        self._append({"kind": "metrics", "step": step, "values": {name: _finite(v) for name, v in values.items()}})
+        words = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None and "loss" in values:
+            self._bar.set_postfix(loss=f"{values['loss']:.3f}")
+        else:
+            total = "" if self._total_steps is None else f"/{self._total_steps}"
+            self.say(f"step {step}{total} {words}")
+
+    def checkpoint(self, step: int, directory: Path, manifest_sha256: str) -> None:
+        """Tells of a checkpoint that has been published."""
+        self._append({"kind": "checkpoint", "step": step, "dir": str(directory), "manifest_sha256": manifest_sha256})
+        self.say(f"checkpoint at step {step}: {directory}")
+
+    def say(self, text: str) -> None:
+        """Prints one line to the log, from rank 0 only."""
+        if self._place.is_first:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            line["at"] = round(time.time(), 6)
+            os.write(self._metrics, json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def _write_progress(self) -> None:
+        progress = {
+            "step": self._step,
+            "total_steps": self._total_steps,
+            "phase": self._phase,
+            "monotonic": time.monotonic(),
+        }
+        os.pwrite(self._progress, json.dumps(progress).encode().ljust(_PROGRESS_BYTES - 1) + b"\n", 0)
+
+
+def write_error(directory: Path, rank: int, error: BaseException, *, step: int | None) -> None:
+    """Writes r<rank>.error.json, whole or not at all."""
+    kind, _ = classify(error)
+    body = {
+        "kind": kind,
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "step": step,
+        "monotonic": time.monotonic(),
+    }
+    path = directory / f"r{rank}.error.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(body), encoding="utf-8")
+    temporary.rename(path)
+
+
+def _finite(value: float) -> float | str:
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value

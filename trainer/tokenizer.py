@@ -1,0 +1,100 @@
+"""Owns reading a tokenizer directory. Uses the tokenizers library alone: transformers' wrapper costs seconds."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from trainer.errors import BadInput
+
+_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# RoBERTa's names first, as Longformer's tokenizers use them, then BERT's.
+_NAMES = {
+    "bos": ("<s>", "[CLS]"),
+    "pad": ("<pad>", "[PAD]"),
+    "eos": ("</s>", "[SEP]"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer with the ids of its special tokens; `size` counts every id."""
+
+    tokenizer: Tokenizer
+    directory: Path
+    size: int
+    bos: int
+    pad: int
+    eos: int
+    unk: int
+    mask: int
+
+    @property
+    def special_ids(self) -> tuple[int, ...]:
+        return (self.bos, self.pad, self.eos, self.unk, self.mask)
+
+    def save(self, directory: Path) -> None:
+        """Copies the tokenizer's files, and adds tokenizer.json where it had none."""
+        for name in _FILES:
+            if (self.directory / name).is_file():
+                shutil.copyfile(self.directory / name, directory / name)
+        if not (directory / "tokenizer.json").exists():
+            self.tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def load(directory: Path) -> Vocabulary:
+    """Reads tokenizer.json, or vocab.json and merges.txt as RoBERTa lays them out.
+
+    Raises BadInput when the files are missing, broken, or lack a special token.
+    """
+    try:
+        tokenizer = _read(directory)
+    except BadInput:
+        raise
+    except Exception as error:  # the library raises bare Exception for any broken file
+        raise BadInput(f"tokenizer_name: the tokenizer in {directory} cannot be read: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = {role: _special_id(tokenizer, role, directory) for role in _NAMES}
+    return Vocabulary(tokenizer, directory, tokenizer.get_vocab_size(with_added_tokens=True), **ids)
+
+
+def _read(directory: Path) -> Tokenizer:
+    if (directory / "tokenizer.json").is_file():
+        return Tokenizer.from_file(str(directory / "tokenizer.json"))
+    vocab, merges = directory / "vocab.json", directory / "merges.txt"
+    if not (vocab.is_file() and merges.is_file()):
+        raise BadInput(f"tokenizer_name: {directory} holds neither tokenizer.json nor vocab.json with merges.txt")
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    prefix = _adds_prefix_space(directory)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    known = [name for names in _NAMES.values() for name in names if tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens([AddedToken(name, lstrip="mask" in name.lower(), special=True) for name in known])
+    bos, eos = _special_id(tokenizer, "bos", directory), _special_id(tokenizer, "eos", directory)
+    names = tokenizer.id_to_token(bos), tokenizer.id_to_token(eos)
+    tokenizer.post_processor = processors.RobertaProcessing(  # pyright: ignore
+        sep=(str(names[1]), eos), cls_token=(str(names[0]), bos), add_prefix_space=prefix
+    )
+    return tokenizer
+
+
+def _adds_prefix_space(directory: Path) -> bool:
+    path = directory / "tokenizer_config.json"
+    if not path.is_file():
+        return False
+    settings: Any = json.loads(path.read_bytes())
+    return bool(cast(dict[str, Any], settings).get("add_prefix_space", False)) if isinstance(settings, dict) else False
+
+
+def _special_id(tokenizer: Tokenizer, role: str, directory: Path) -> int:
+    for name in _NAMES[role]:
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None:
+            return token_id
+    raise BadInput(f"tokenizer_name: the tokenizer in {directory} has no {_NAMES[role][0]} token")
