@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cli import dashboard, step
@@ -61,7 +62,7 @@ def _all(commands: Sequence[Sequence[str]], *, cwd: Path, extra: dict[str, str] 
 def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = None) -> int:
     environment = {**os.environ, **(extra or {}), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "VIRTUAL_ENV": str(VENV)}
     environment.pop("LONGYARD_DATA_DIR", None)  # tests have directories of their own; never the user's plane
-    child = subprocess.Popen(command, cwd=cwd, env=environment, preexec_fn=step.die_with_parent)
+    child = subprocess.Popen(command, cwd=cwd, env=environment, preexec_fn=partial(step.die_with_parent, os.getpid()))
     try:
         return child.wait()
     except BaseException:

@@ -30,12 +30,20 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
 
         return demo.main
     if name == "up":
-        from cli import plane
-
-        return plane.main
+        return _up
     from cli import checks
 
     return {"test": checks.test, "lint": checks.lint}[name]
+
+
+def _up(argv: Sequence[str]) -> int:
+    from cli import dashboard, demo, main
+
+    dashboard.build()
+    os.environ.update(demo.up_environment(os.environ))
+    sys.argv = ["./run", "up", *argv]
+    main.entry()
+    return 0
 
 
 if __name__ == "__main__":

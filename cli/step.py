@@ -12,8 +12,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -60,15 +61,20 @@ def run(
 
 
 def start(
-    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], output: BinaryIO | None
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    output: IO[bytes] | None,
+    on_our_death: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
-    """A child in its own process group, so that a ^C reaches it through us only; it gets SIGTERM when we are killed.
+    """A child in its own process group, so that a ^C reaches it through us only; the kernel signals it when we are killed.
 
     To be called from the main thread: the kernel sends the death signal when the thread that forked ends.
     """
     return subprocess.Popen(
         argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT if output else None,
-        process_group=0, preexec_fn=die_with_parent,
+        process_group=0, preexec_fn=partial(die_with_parent, os.getpid(), on_our_death),
     )  # fmt: skip
 
 
@@ -85,13 +91,15 @@ def end(child: subprocess.Popen[bytes], grace_s: float = 5) -> None:
             continue
 
 
-def die_with_parent() -> None:
-    """For a forked child before its exec: SIGTERM when the parent is gone."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(parent: int, sign: signal.Signals = signal.SIGTERM) -> None:
+    """For a forked child before its exec: `sign` when the parent is gone, also when it went before we asked."""
+    _prctl(PR_SET_PDEATHSIG, sign)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), sign)
 
 
 def _show(
-    child: subprocess.Popen[bytes], title: str, output: BinaryIO, begin: int, telling: Callable[[str], bool], started: float
+    child: subprocess.Popen[bytes], title: str, output: IO[bytes], begin: int, telling: Callable[[str], bool], started: float
 ) -> None:  # fmt: skip
     tty = sys.stderr.isatty()
     if not tty:
@@ -114,6 +122,6 @@ def _show(
             say(f"  {now - started:.0f} s: {line[:100]}")
 
 
-def _tail(output: BinaryIO, begin: int) -> str:
+def _tail(output: IO[bytes], begin: int) -> str:
     size = os.fstat(output.fileno()).st_size
     return os.pread(output.fileno(), 8192, max(begin, size - 8192)).decode("utf-8", "replace")

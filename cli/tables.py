@@ -1,0 +1,174 @@
+"""Owns how answers of the API look in a terminal. Every text of others passes client.printable; none is read as markup."""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.client import Json, Problem, colored, printable
+
+_STATUS_STYLE = {"running": "cyan", "succeeded": "green", "failed": "red", "online": "green", "lost": "red"}
+
+
+def jobs(page: Json) -> None:
+    """One line a job."""
+    rows = [
+        [job["id"], job["name"], job["status"], _progress(job), _where(job), job["status_reason"] or ""]
+        for job in page["data"]
+    ]
+    _table(["id", "name", "status", "progress", "where", "reason"], rows)
+    if page["has_more"]:
+        print("there are more; raise --limit", file=sys.stderr)
+
+
+def job(job: Json) -> None:
+    """Everything of one job that fits a screen."""
+    attempt, result = job["attempt"] or {}, job["result"] or {}
+    rows: list[tuple[str, Any]] = [
+        ("id", job["id"]),
+        ("name", job["name"]),
+        ("status", job["status"]),
+        ("reason", job["status_reason"]),
+        ("preset", job["preset"]),
+        ("devices", f"{job['num_devices']} × {job['device_type']}"),
+        ("progress", _progress(job)),
+        ("where", _where(job)),
+        ("created", job["created_at"]),
+        ("started", job["started_at"]),
+        ("finished", job["finished_at"]),
+        ("attempt", attempt.get("number")),
+        ("exit reason", attempt.get("exit_reason")),
+        ("message", attempt.get("message")),
+        ("failing rank", attempt.get("failing_rank")),
+        *((name.replace("_", " "), value) for name, value in result.items()),
+        *((f"label {name}", value) for name, value in job["labels"].items()),
+    ]
+    _pairs([(name, value) for name, value in rows if value not in (None, "")])
+    _log_tail(job)
+
+
+def outcome(job: Json) -> None:
+    """How a followed job ended: the figures and where the weights are, or why not."""
+    result = job["result"]
+    if job["status"] == "succeeded" and result:
+        before, after = result.get("initial_perplexity"), result["perplexity"]
+        rows: list[tuple[str, Any]] = [
+            ("perplexity before", number(before)),
+            ("perplexity after", number(after)),
+            ("fps", f"{number(result['fps'])} samples/s ({number(result['fps_wall'])} by the wall clock)"),
+            ("train loss", number(result["train_loss"])),
+            ("epochs", number(result["epochs"])),
+            ("weights", f"{result['output']}/model.safetensors"),
+        ]
+        _pairs(rows)
+        return
+    attempt = job["attempt"] or {}
+    print(f"{job['status']}: {printable(str(attempt.get('message') or job['status_reason'] or ''))}")
+    _log_tail(job)
+
+
+def metrics(found: Json) -> None:
+    """Last value and range of every series."""
+    rows: list[list[Any]] = []
+    for series in found["series"]:
+        last = series["points"][-1] if series["points"] else [None, None]
+        value = last[3] if len(last) > 3 and last[1] is None else number(last[1])
+        rows.append([series["name"], series["attempt"], last[0], value, number(series["min"]), number(series["max"])])
+    _table(["metric", "attempt", "step", "last", "min", "max"], rows)
+
+
+def events(page: Json) -> None:
+    """A job's history."""
+    rows = [
+        [event["seq"], event["at"], event["kind"], ", ".join(f"{key}={value}" for key, value in event["data"].items())]
+        for event in page["data"]
+    ]
+    _table(["seq", "at", "event", "data"], rows)
+
+
+def hosts(page: Json) -> None:
+    """A line a device."""
+    rows = [
+        [host["name"], host["status"], host["device_type"], device["index"], device["state"], device["job_id"] or ""]
+        for host in page["data"]
+        for device in host["devices"]
+    ]
+    _table(["host", "status", "type", "device", "state", "job"], rows)
+
+
+def presets(page: Json) -> None:
+    """A line a preset."""
+    rows = [[p["name"], f"{p['num_devices']} × {p['device_type']}", p["description"]] for p in page["data"]]
+    _table(["preset", "devices", "what it is"], rows)
+
+
+def problem(refusal: Problem) -> None:
+    """A refusal on stderr: each field with the way out, else the one sentence."""
+    body = refusal.body
+    errors: list[Json] = body.get("errors") or []
+    print(
+        f"longyard: refused ({refusal.status} {printable(str(body.get('code') or body.get('title') or ''))})",
+        file=sys.stderr,
+    )
+    if not errors:
+        print(f"  {printable(str(refusal))}", file=sys.stderr)
+    for error in errors:
+        print(f"  {printable(str(error.get('field')))}: {printable(str(error.get('message')))}", file=sys.stderr)
+        if error.get("fix"):
+            print(f"    {printable(str(error['fix']))}", file=sys.stderr)
+    if refusal.status >= 500 and body.get("request_id"):
+        print(f"  request {printable(str(body['request_id']))}", file=sys.stderr)
+
+
+def number(value: float | None) -> str:
+    """A figure at four digits; what is not known is a dash."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value) or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _progress(job: Json) -> str:
+    progress = job["progress"]
+    if not progress:
+        return ""
+    total = progress.get("total_steps")
+    return f"{progress['step']}/{total}" if total else str(progress["step"])
+
+
+def _where(job: Json) -> str:
+    attempt = job["attempt"]
+    if not attempt or not attempt.get("host"):
+        return ""
+    return f"{attempt['host']} [{', '.join(str(index) for index in attempt['devices'])}]"
+
+
+def _log_tail(job: Json) -> None:
+    if job.get("log_tail"):
+        print("last lines of its log:")
+        for line in job["log_tail"]:
+            print(f"  {colored(line)}")
+
+
+def _pairs(rows: Sequence[tuple[str, Any]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {printable(str(value))}")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for index, name in enumerate(head):
+        # The first column is what people copy.
+        table.add_column(name, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell)), style=_STATUS_STYLE.get(str(cell), "")) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)  # a pipe has no width to fold at
+    console.print(table)
