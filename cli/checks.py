@@ -40,7 +40,7 @@ def lint(argv: Sequence[str]) -> int:
         ],
         cwd=ROOT,
         # What compose asks of the operator; config -q reads it, nothing is started.
-        extra={"LONGYARD_POSTGRES_PASSWORD": "unused", "LONGYARD_REDIS_PASSWORD": "unused", "LONGYARD_TOKEN": "unused"},
+        extra={"LONGYARD_POSTGRES_PASSWORD": "unused", "LONGYARD_REDIS_PASSWORD": "unused"},
     )
 
 
