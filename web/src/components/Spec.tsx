@@ -1,0 +1,63 @@
+// What was asked for: the training configuration as a table, or as the JSON to submit again.
+import { useSignal } from '@preact/signals';
+import type { Job } from '../api/types';
+import { messages } from '../state/preferences';
+import { CopyButton } from './Copy';
+
+export function Spec({ job }: { job: Job }) {
+  const t = messages.value;
+  const asJson = useSignal(false);
+  const json = JSON.stringify(bodyOf(job), null, 2);
+  return (
+    <section class="card" aria-labelledby="spec-title">
+      <div class="card-head">
+        <h2 id="spec-title">{t.spec}</h2>
+        <div class="segments" role="group" aria-label={t.spec}>
+          <button
+            type="button"
+            class="toggle"
+            aria-pressed={!asJson.value}
+            onClick={() => (asJson.value = false)}
+          >
+            {t.spec_table}
+          </button>
+          <button
+            type="button"
+            class="toggle"
+            aria-pressed={asJson.value}
+            onClick={() => (asJson.value = true)}
+          >
+            {t.spec_json}
+          </button>
+        </div>
+      </div>
+      {asJson.value ? (
+        <div class="code-block">
+          <pre>{json}</pre>
+          <CopyButton text={json} />
+        </div>
+      ) : (
+        <table class="spec">
+          <tbody>
+            {Object.entries(job.train).map(([name, value]) => (
+              <tr key={name}>
+                <th scope="row">{name}</th>
+                <td>{valueText(value)}</td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      )}
+    </section>
+  );
+}
+
+function bodyOf(job: Job): object {
+  const { name, preset, train, num_devices, device_type, priority, time_limit_s, labels } = job;
+  return { name, preset, train, num_devices, device_type, priority, time_limit_s, labels };
+}
+
+function valueText(value: unknown): string {
+  if (value === null || value === undefined) return '–';
+  return typeof value === 'string' ? value : JSON.stringify(value);
+}

@@ -1,0 +1,49 @@
+import { expect, test } from 'vitest';
+import {
+  formatAge,
+  formatAxis,
+  formatDateTime,
+  formatDuration,
+  formatNumber,
+  formatPercent,
+  formatRanges,
+} from './format';
+
+test('durations take their two largest units', () => {
+  expect(formatDuration(0, 'en')).toBe('0 sec');
+  expect(formatDuration(59.6, 'en')).toBe('1 min');
+  expect(formatDuration(125, 'en')).toBe('2 min 5 sec');
+  expect(formatDuration(7_260, 'en')).toBe('2 hr 1 min');
+  expect(formatDuration(86_400, 'en')).toBe('1 day');
+  expect(formatDuration(90_000, 'zh')).toBe('1天1小时');
+});
+
+test('numbers keep about four digits', () => {
+  expect(formatNumber(4100.9, 'en')).toBe('4,101');
+  expect(formatNumber(52.1234, 'en')).toBe('52.12');
+  expect(formatNumber(5e-5, 'en')).toBe('5.00e-5');
+  expect(formatNumber(0, 'en')).toBe('0');
+  expect(formatAxis(12_000, 'en')).toBe('12K');
+});
+
+test('only what is done reads 100 %', () => {
+  expect(formatPercent(0.9999, 'en')).toBe('99%');
+  expect(formatPercent(1, 'en')).toBe('100%');
+});
+
+test('ages never lie in the future', () => {
+  const now = Date.parse('2026-01-01T00:10:00Z');
+  expect(formatAge('2026-01-01T00:07:00Z', now, 'en')).toBe('3 min. ago');
+  expect(formatAge('2026-01-01T00:11:00Z', now, 'en')).toBe('now');
+});
+
+test('dates differ by language', () => {
+  expect(formatDateTime('2026-01-01T00:10:00Z', 'en')).toContain('2026');
+  expect(formatDateTime('2026-01-01T00:10:00Z', 'zh')).toContain('2026年');
+});
+
+test('cards read as ranges', () => {
+  expect(formatRanges([])).toBe('');
+  expect(formatRanges([3])).toBe('3');
+  expect(formatRanges([5, 0, 1, 2])).toBe('0–2, 5');
+});

@@ -1,0 +1,49 @@
+import { expect, test } from 'vitest';
+import type { Job } from '../api/types';
+import { matches, upsertJob } from './jobList';
+
+const job = (id: string, over: Partial<Job> = {}): Job => ({
+  id,
+  name: `job ${id}`,
+  status: 'queued',
+  status_reason: null,
+  intent: 'run',
+  preset: 'demo',
+  train: {},
+  num_devices: 1,
+  device_type: 'cpu',
+  priority: 0,
+  labels: {},
+  owner: 'admin',
+  time_limit_s: null,
+  created_at: `2026-01-01T00:00:0${id}Z`,
+  started_at: null,
+  finished_at: null,
+  progress: null,
+  wait: null,
+  attempt: null,
+  result: null,
+  log_tail: null,
+  cursor: 1,
+  ...over,
+});
+
+test('a new job goes where its age belongs', () => {
+  const jobs = upsertJob([job('3'), job('1')], job('2'));
+  expect(jobs.map((one) => one.id)).toEqual(['3', '2', '1']);
+});
+
+test('a change replaces, an older state does not', () => {
+  const jobs = [job('1', { cursor: 5, status: 'running' })];
+  expect(upsertJob(jobs, job('1', { cursor: 6, status: 'succeeded' }))[0]?.status).toBe('succeeded');
+  expect(upsertJob(jobs, job('1', { cursor: 4 }))).toBe(jobs);
+});
+
+test('filters by status and by text in name, preset and id', () => {
+  const one = job('1', { name: 'Longformer 8p', status: 'running' });
+  expect(matches(one, { status: null, text: '' })).toBe(true);
+  expect(matches(one, { status: 'running', text: ' FORMER ' })).toBe(true);
+  expect(matches(one, { status: 'failed', text: '' })).toBe(false);
+  expect(matches(one, { status: null, text: 'demo' })).toBe(true);
+  expect(matches(one, { status: null, text: 'other' })).toBe(false);
+});

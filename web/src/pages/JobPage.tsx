@@ -1,0 +1,182 @@
+// One job, verdict first: how it stands, what came of it, its curves, its log, its history.
+import { useEffect, useMemo } from 'preact/hooks';
+import type { Job } from '../api/types';
+import { formatPercent, formatRanges } from '../lib/format';
+import { isTerminal } from '../lib/jobList';
+import { hrefOf } from '../lib/route';
+import { Cancel } from '../components/Cancel';
+import { Chart } from '../components/Chart';
+import { Icon } from '../components/Icon';
+import { LogPanel } from '../components/LogPanel';
+import { LoadingNotice } from '../components/Notice';
+import { ProgressBar, ProgressText } from '../components/Progress';
+import { Spec } from '../components/Spec';
+import { Status } from '../components/Status';
+import { Age, Elapsed } from '../components/Time';
+import { Timeline } from '../components/Timeline';
+import { Failure, Results } from '../components/Verdict';
+import { openJob, type JobView } from '../state/job';
+import { locale, messages } from '../state/preferences';
+
+export function JobPage({ id }: { id: string }) {
+  const t = messages.value;
+  const view = useMemo(() => openJob(id), [id]);
+  useEffect(() => view.close, [view]);
+  const job = view.job.value;
+  useEffect(() => {
+    if (job) document.title = titleOf(job);
+  });
+  return (
+    <>
+      <a class="back" href={hrefOf({ page: 'jobs' })}>
+        <Icon name="back" />
+        {t.back_to_jobs}
+      </a>
+      {job ? (
+        <Loaded view={view} job={job} />
+      ) : (
+        <LoadingNotice loading={view.loading.value} missing={t.job_missing} retry={view.reload} />
+      )}
+    </>
+  );
+}
+
+function Loaded({ view, job }: { view: JobView; job: Job }) {
+  return (
+    <div class="stack">
+      <Head job={job} cancel={view.cancel} />
+      {job.status === 'failed' && <Failure job={job} />}
+      {job.result && <Results result={job.result} />}
+      <Charts view={view} live={!isTerminal(job.status)} />
+      <LogPanel job={job} attempts={view.attempts.value} log={view.log} />
+      <div class="pair">
+        <Timeline events={view.events.value} />
+        <Spec job={job} />
+      </div>
+    </div>
+  );
+}
+
+function Head({ job, cancel }: { job: Job; cancel: () => Promise<void> }) {
+  return (
+    <section class="card head">
+      <div class="head-top">
+        <div class="head-title">
+          <h1>{job.name}</h1>
+          <div aria-live="polite" class="head-verdict">
+            <Status job={job} large />
+            <p class="reason" data-testid="reason">
+              {job.status_reason}
+            </p>
+          </div>
+        </div>
+        <Cancel job={job} cancel={cancel} />
+      </div>
+      {job.progress && (
+        <div class="head-progress">
+          <ProgressBar job={job} />
+          <ProgressText job={job} />
+        </div>
+      )}
+      <Facts job={job} />
+    </section>
+  );
+}
+
+function Facts({ job }: { job: Job }) {
+  const t = messages.value;
+  const { attempt, wait } = job;
+  const estimated = job.status === 'queued' ? (wait?.estimated_start_at ?? null) : null;
+  return (
+    <dl class="facts">
+      <Fact label={t.preset}>{job.preset}</Fact>
+      <Fact label={t.where}>
+        {attempt?.host
+          ? t.on_cards(attempt.host, formatRanges(attempt.devices))
+          : t.devices_wanted(job.num_devices, job.device_type)}
+      </Fact>
+      {attempt && <Fact label={t.attempt}>{attempt.number}</Fact>}
+      {estimated !== null && (
+        <Fact label={t.estimated_start}>
+          <Age at={estimated} />
+        </Fact>
+      )}
+      {job.started_at !== null && (
+        <Fact label={job.finished_at === null ? t.running_for : t.took}>
+          <Elapsed from={job.started_at} to={job.finished_at} />
+        </Fact>
+      )}
+      <Fact label={t.created}>
+        <Age at={job.created_at} />
+      </Fact>
+      <Fact label={t.owner}>{job.owner}</Fact>
+      {Object.entries(job.labels).map(([name, value]) => (
+        <Fact key={name} label={name}>
+          {value}
+        </Fact>
+      ))}
+    </dl>
+  );
+}
+
+function Fact({ label, children }: { label: string; children: preact.ComponentChildren }) {
+  return (
+    <div>
+      <dt>{label}</dt>
+      <dd>{children}</dd>
+    </div>
+  );
+}
+
+function Charts({ view, live }: { view: JobView; live: boolean }) {
+  const t = messages.value;
+  const { series } = view;
+  return (
+    <div class="charts">
+      <Chart
+        title={t.chart_loss}
+        testId="chart-loss"
+        live={live}
+        tracks={[
+          { label: t.series_loss, series: series.loss },
+          { label: t.series_eval_loss, series: series.eval_loss },
+        ]}
+      />
+      <Chart
+        title={t.chart_speed}
+        testId="chart-speed"
+        live={live}
+        tracks={[
+          { label: t.series_samples_per_second, series: series.samples_per_second },
+          { label: t.series_tokens_per_second, series: series.tokens_per_second, side: 'right' },
+        ]}
+      />
+      {series.perplexity.value.size > 0 && (
+        <Chart
+          title={t.chart_perplexity}
+          testId="chart-perplexity"
+          live={live}
+          log
+          tracks={[{ label: t.series_perplexity, series: series.perplexity }]}
+        />
+      )}
+      {series.learning_rate.value.size > 0 && (
+        <Chart
+          title={t.chart_learning_rate}
+          testId="chart-learning-rate"
+          live={live}
+          tracks={[{ label: t.series_learning_rate, series: series.learning_rate }]}
+        />
+      )}
+    </div>
+  );
+}
+
+/** A tab in the background tells how its job stands. */
+function titleOf(job: Job): string {
+  const t = messages.value;
+  const fraction = job.progress?.fraction ?? null;
+  const state =
+    job.status === 'running' && fraction !== null ? formatPercent(fraction, locale.value) : t[job.status];
+  return `${state} · ${job.name} · Longyard`;
+}
