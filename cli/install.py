@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
     if command.level is None:
         print(f"./run {argv[0]} is not built yet.", file=sys.stderr)
         return 2
+    # SIGINT too: a script starts background jobs with ^C ignored, and one that is sent to us is meant.
+    signal.signal(signal.SIGINT, _raise_interrupt)
     signal.signal(signal.SIGTERM, _raise_interrupt)
     signal.signal(signal.SIGHUP, _raise_interrupt)
     try:
@@ -75,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
         return 130
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, signal.SIG_DFL)
     # -P: a directory named like one of our rooms where the user stands must not shadow it.
     os.execv(PYTHON, [str(PYTHON), "-P", "-m", "cli.dev", *argv])
 

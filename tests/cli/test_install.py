@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from cli import install
+
+
+def package(site: Path, name: str, *, record: str | None) -> Path:
+    (site / name).mkdir()
+    (site / name / "__init__.py").write_text("x = 1\n")
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: x\n")
+    if record is not None:
+        (info / "RECORD").write_text(record)
+    return info
+
+
+def test_heal_keeps_what_is_whole(tmp_path: Path) -> None:
+    rows = "whole/__init__.py,sha256=x,6\nwhole/__pycache__/__init__.cpython-311.pyc,,\nwhole-1.0.dist-info/RECORD,,\n"
+    info = package(tmp_path, "whole", record=rows)
+    assert install.heal(tmp_path) == []
+    assert info.exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, "", "torn/__init__.py,sha256=x,7\n", "torn/__init__.py,sha256=x,6\ntorn/missing.py,sha256=x,1\n"],
+    ids=["not recorded", "record empty", "file cut short", "file missing"],
+)
+def test_heal_forgets_what_an_interrupted_install_left(tmp_path: Path, record: str | None) -> None:
+    info = package(tmp_path, "torn", record=record)
+    (tmp_path / "~orn").mkdir()
+    assert install.heal(tmp_path) == ["torn-1.0"]
+    assert not info.exists()
+    assert not (tmp_path / "~orn").exists()
+
+
+def test_the_environment_sends_packages_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_TARGET", "/tmp/x")
+    monkeypatch.setenv("PYTHONPATH", "/tmp/y")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.org/simple")
+    environment = install._environment()
+    assert "PIP_TARGET" not in environment
+    assert "PYTHONPATH" not in environment
+    assert environment["PIP_INDEX_URL"] == "https://example.org/simple"
+
+
+def test_both_locks_pin_what_the_project_is_installed_with() -> None:
+    for lock in install.LOCKS.values():
+        assert "\nhatchling==" in lock.read_text("utf-8"), lock
