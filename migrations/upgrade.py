@@ -19,7 +19,24 @@ ADVISORY_LOCK: Final = 0x10_4779_6172_64
 BUSY_TIMEOUT_S: Final = 60.0
 
 NETWORK_DISKS: Final = frozenset(
-    ["nfs", "nfs4", "cifs", "smb3", "smbfs", "sshfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "9p", "ocfs2", "s3fs", "juicefs"]
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "sshfs",
+        "lustre",
+        "gpfs",
+        "beegfs",
+        "ceph",
+        "glusterfs",
+        "afs",
+        "9p",
+        "ocfs2",
+        "s3fs",
+        "juicefs",
+    ]
 )
 
 

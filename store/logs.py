@@ -42,6 +42,13 @@ def ends(session: Session, attempt_id: str) -> dict[int, int]:
     }
 
 
+def dropped(session: Session, attempt_id: str) -> dict[int, int]:
+    """How many bytes of each rank's log were not kept, by rank."""
+    return {
+        log.rank: log.dropped_bytes for log in session.scalars(select(RankLog).where(RankLog.attempt_id == attempt_id))
+    }
+
+
 def read(session: Session, attempt_id: str, *, rank: int, offset: int = 0, limit_bytes: int) -> tuple[int, bytes]:
     """Contiguous bytes from `offset`, or from the first one kept after it: (where they start, the bytes). Empty at the end."""
     chunks = session.execute(

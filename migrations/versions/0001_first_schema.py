@@ -112,7 +112,8 @@ def upgrade() -> None:
             "(exit_reason IS NULL) = (status IN ('starting', 'running'))", name=op.f("ck_attempts_closed_has_reason")
         ),
         sa.CheckConstraint(
-            "exit_reason IN ('completed', 'user_error', 'out_of_memory', 'diverged', 'storage', 'device_error', 'infra', 'hung', 'lease_expired', 'launch_error', 'user_cancelled', 'paused', 'preempted', 'time_limit')",
+            "exit_reason IN ('completed', 'user_error', 'out_of_memory', 'diverged', 'storage', 'device_error', 'infra', "
+            "'hung', 'lease_expired', 'launch_error', 'user_cancelled', 'paused', 'preempted', 'time_limit')",
             name=op.f("ck_attempts_exit_reason"),
         ),
         sa.CheckConstraint(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
 from store import attempts, events, jobs
@@ -139,7 +139,7 @@ def test_an_illegal_move_writes_nothing(database: Database, submit: Submit) -> N
 def test_the_database_itself_refuses_an_unknown_status(database: Database, submit: Submit) -> None:
     job_id = submit()
     with pytest.raises(IntegrityError), database.write() as session:
-        session.connection().exec_driver_sql(f"UPDATE jobs SET status = 'confused' WHERE id = '{job_id}'")
+        session.execute(text("UPDATE jobs SET status = 'confused' WHERE id = :id"), {"id": job_id})
 
 
 def test_a_wait_is_written_only_when_it_changes(database: Database, submit: Submit) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,13 +90,8 @@ def test_the_cursor_gives_what_came_after_it_and_nothing_else(database: Database
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=400), st.integers(2, 60))
 def test_a_thinned_chart_has_the_extremes_of_the_whole(values: list[float], max_points: int) -> None:
-    rows = [metrics_row(step, value) for step, value in enumerate(values)]
+    rows: Any = [SimpleNamespace(step=step, value=value, at=AT, flag=None) for step, value in enumerate(values)]
     kept = metrics._buckets(rows, max_points)
     assert min(row.value for row in kept) == min(values)
     assert max(row.value for row in kept) == max(values)
     assert len(kept) <= max(2, max_points)
-
-
-class metrics_row:  # noqa: N801  # stands for SQLAlchemy's Row, which only a query can make
-    def __init__(self, step: int, value: float) -> None:
-        self.step, self.value, self.at, self.flag = step, value, AT, None
