@@ -9,8 +9,8 @@ import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
 from pydoc_data.topics import topics
+
 from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 

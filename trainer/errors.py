@@ -71,7 +71,7 @@ def classify(error: BaseException) -> tuple[str, int]:
     text = f"{type(error).__name__}: {error}".lower()
     if isinstance(error, MemoryError) or _has(text, _MEMORY_WORDS):
         return "out_of_memory", 5
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS or _has(text, _STORAGE_WORDS):
+    if (isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS) or _has(text, _STORAGE_WORDS):
         return "storage", 6
     if _raised_by_torch(error) and _has(text, _PEER_WORDS):
         return "lost_peer", 7

@@ -1,0 +1,188 @@
+"""One rank's entry, seen from outside: files, exit codes, ranks, signals. Real processes throughout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.conftest import ROOT, SHAPE, WITH_DROPOUT, Inputs, Ranks
+
+Launch = Callable[..., Ranks]
+Spec = Callable[..., dict[str, Any]]
+
+
+def test_a_run_leaves_what_the_contract_says(launch: Launch, spec: Spec, inputs: Inputs) -> None:
+    ranks = launch("run", spec(max_steps=30, learning_rate=5e-3, eval_steps=15, logging_steps=5)).succeed()
+
+    phases = [line["phase"] for line in ranks.lines("phase")]
+    assert phases == ["load", "evaluate", "train", "evaluate", "train", "evaluate", "train", "save", "end"]
+    perplexity = ranks.series("perplexity")
+    assert list(perplexity) == [0, 15, 30]
+    assert perplexity[30] < perplexity[0] / 1.5
+    assert list(ranks.series("loss")) == [1, 5, 10, 15, 20, 25, 30]
+    assert ranks.progress()["step"] == ranks.progress()["total_steps"] == 30
+    assert ranks.progress()["phase"] == "end"
+
+    results = ranks.results()
+    assert results["perplexity"] == perplexity[30]
+    assert results["initial_perplexity"] == perplexity[0]
+    assert results["fps"] > 0
+    assert results["fps_wall"] > 0
+    assert results["steps"] == 30
+    assert not (ranks.directory / "r0.error.json").exists()
+
+    from transformers import AutoTokenizer, LongformerForMaskedLM
+
+    output = ranks.directory / "output"
+    model, info = LongformerForMaskedLM.from_pretrained(output, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.attention_window == [8, 8]
+    text = inputs.train_file.read_text().splitlines()[0]
+    assert AutoTokenizer.from_pretrained(output).decode(AutoTokenizer.from_pretrained(output)(text)["input_ids"][1:-1])
+
+
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(launch: Launch, spec: Spec) -> None:
+    one = launch("one", spec(per_device_train_batch_size=8)).succeed()
+    two = launch("two", spec(per_device_train_batch_size=4), world_size=2).succeed()
+    accumulated = launch(
+        "accumulated", spec(per_device_train_batch_size=2, gradient_accumulation_steps=2), world_size=2
+    ).succeed()
+    for name in ("loss", "grad_norm", "eval_loss", "masked_rate"):
+        for other in (two, accumulated):
+            assert other.series(name) == pytest.approx(one.series(name), rel=1e-5), name
+    assert one.results()["global_batch_size"] == two.results()["global_batch_size"] == 8
+    assert two.results()["world_size"] == 2
+    assert two.progress(1)["step"] == 6
+
+
+def test_a_killed_run_resumes_bitwise(launch: Launch, spec: Spec) -> None:
+    config = spec(
+        from_scratch=WITH_DROPOUT, max_steps=9, save_steps=4, dataloader_num_workers=1, gradient_accumulation_steps=2
+    )
+    whole = launch("whole", config, world_size=2).succeed()
+    killed = launch("killed", config, world_size=2)
+    killed.until(lambda: bool(killed.lines("checkpoint")))
+    killed.signal(signal.SIGKILL)
+    assert killed.wait() == [-signal.SIGKILL] * 2
+
+    reference = killed.newest_checkpoint()
+    assert Path(reference["dir"]).name == "step-4"
+    resumed = launch("resumed", config | {"resume_from_checkpoint": reference}, world_size=2).succeed()
+    losses = whole.series("loss")
+    assert resumed.series("loss") == {step: losses[step] for step in range(5, 10)}
+    assert resumed.weights() == whole.weights()
+    for name in ("perplexity", "initial_perplexity", "train_loss"):
+        assert resumed.results()[name] == whole.results()[name]
+
+
+def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, spec: Spec) -> None:
+    config = spec(from_scratch=WITH_DROPOUT, max_steps=60, logging_steps=7, save_steps=1000)
+    whole = launch("whole", config).succeed()
+    stopped = launch("stopped", config, world_size=1)
+    stopped.until(lambda: stopped.progress()["step"] >= 2)
+    stopped.signal(signal.SIGTERM)
+    assert stopped.wait() == [3]
+    (published,) = stopped.lines("checkpoint")
+    assert published["step"] == stopped.progress()["step"] < 60
+    assert not (stopped.directory / "r0.error.json").exists()
+
+    resumed = launch("resumed", config | {"resume_from_checkpoint": stopped.newest_checkpoint()}).succeed()
+    assert resumed.weights() == whole.weights()
+    assert resumed.results()["train_loss"] == whole.results()["train_loss"]
+    after = {step: loss for step, loss in whole.series("loss").items() if step > published["step"]}
+    assert resumed.series("loss") == after
+
+
+def test_one_asked_rank_stops_all_at_the_same_step(launch: Launch, spec: Spec) -> None:
+    ranks = launch("run", spec(max_steps=10_000), world_size=2)
+    ranks.until(lambda: ranks.progress(1)["step"] >= 2)
+    ranks.processes[1].send_signal(signal.SIGTERM)
+    assert ranks.wait() == [3, 3]
+    assert ranks.progress(0)["step"] == ranks.progress(1)["step"] == ranks.lines("checkpoint")[-1]["step"]
+
+
+def test_sigterm_during_start_up_leaves_at_once(launch: Launch, spec: Spec) -> None:
+    ranks = launch("run", spec(rendezvous=None) | {"max_steps": 10_000}, world_size=1)
+    # The signals are blocked from the first moment that shows in /proc; nothing of torch is loaded yet.
+    status = Path(f"/proc/{ranks.processes[0].pid}/status")
+    ranks.until(lambda: int(status.read_text().split("SigBlk:")[1].split()[0], 16) & 1 << (signal.SIGTERM - 1) > 0)
+    ranks.signal(signal.SIGTERM)
+    assert ranks.wait() == [3]
+    assert "no checkpoint" in ranks.log()
+    assert ranks.lines("checkpoint") == []
+
+
+def test_sigterm_reaches_a_rank_that_waits_for_its_peers(launch: Launch, spec: Spec, tmp_path: Path) -> None:
+    config = spec() | {"rendezvous": (tmp_path / "nobody").as_uri()}
+    ranks = launch("run", config, world_size=1)
+    ranks.stop()
+    environment = os.environ | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    with (ranks.directory / "r0.log").open("wb") as log:
+        command = [sys.executable, "-m", "trainer", "--config", str(ranks.directory / "config.json")]
+        ranks.processes = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)]
+    ranks.until((tmp_path / "nobody").exists)
+    ranks.signal(signal.SIGTERM)
+    assert ranks.wait() == [3]
+
+
+def test_a_diverging_loss_ends_with_its_own_code(launch: Launch, spec: Spec) -> None:
+    config = spec(from_scratch=SHAPE | {"initializer_range": 1.0}, learning_rate=10, max_grad_norm=0, weight_decay=10)
+    config |= {"optim": "adamw_torch", "adam_epsilon": 1e-30, "max_steps": 2000, "do_eval": False, "warmup_steps": 0}
+    ranks = launch("run", config)
+    assert ranks.wait() == [4], ranks.log()
+    error = ranks.error()
+    assert error["kind"] == "diverged"
+    assert "lower learning_rate" in error["message"]
+    last = ranks.lines("metrics")[-1]["values"]
+    assert {last["loss"], last["grad_norm"]} & {"nan", "inf"}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "has no text"),
+        (b"\n  \n", "has no text"),
+        (b"good\nbad \xff\xfe\n", "train.txt:2: not UTF-8 at byte 4"),
+    ],
+)
+def test_bad_text_ends_with_its_place(launch: Launch, spec: Spec, tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "train.txt"
+    path.write_bytes(content)
+    ranks = launch("run", spec(train_file=str(path), line_by_line=True))
+    assert ranks.wait() == [2]
+    assert says in ranks.error()["message"]
+    assert says in ranks.log()
+
+
+def test_a_bad_config_ends_before_torch_is_loaded(launch: Launch, spec: Spec) -> None:
+    ranks = launch("run", spec(max_seq_length=1000))
+    assert ranks.wait() == [2]
+    assert "64 or less" in ranks.error()["message"]
+
+
+def test_a_changed_checkpoint_is_not_opened(launch: Launch, spec: Spec) -> None:
+    first = launch("first", spec(max_steps=2)).succeed()
+    reference = first.newest_checkpoint()
+    weights = Path(reference["dir"]) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    second = launch("second", spec(max_steps=2, resume_from_checkpoint=reference))
+    assert second.wait() == [6]
+    assert "model.safetensors is missing, or not the file" in second.error()["message"]
+
+
+def test_torchrun_runs_the_same_trainer(spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(spec(max_steps=3)))
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
+    command += ["--config", str(tmp_path / "config.json")]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=110, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    results = json.loads((tmp_path / "output" / "results.json").read_text())
+    assert results["world_size"] == 2
+    assert results["steps"] == 3
