@@ -49,11 +49,9 @@ def submit(
     Raises IdempotencyConflict where the key came with another body, TooManyJobs at `MAX_QUEUED`.
     """
     if idempotency_key is not None:
-        earlier = session.get(IdempotencyKey, (owner, idempotency_key))
+        earlier = replayed(session, owner=owner, idempotency_key=idempotency_key, request_sha256=request_sha256)
         if earlier is not None:
-            if earlier.request_sha256 != request_sha256:
-                raise IdempotencyConflict(f"Idempotency-Key {idempotency_key!r} was used with another body")
-            return get(session, earlier.job_id), True
+            return earlier, True
     if count(session, JobStatus.QUEUED) >= MAX_QUEUED:
         raise TooManyJobs(f"{MAX_QUEUED} jobs are queued already; wait, or cancel some")
     job = Job(
@@ -95,6 +93,27 @@ def get(session: Session, job_id: str, *, owner: str | None = None) -> Job:
     if job is None or (owner is not None and job.owner != owner):
         raise NotFound("no such job")
     return job
+
+
+def replayed(session: Session, *, owner: str, idempotency_key: str, request_sha256: str) -> Job | None:
+    """The job that the key made before; None where it is new. Raises IdempotencyConflict where it came with another body."""
+    earlier = session.get(IdempotencyKey, (owner, idempotency_key))
+    if earlier is None:
+        return None
+    if earlier.request_sha256 != request_sha256:
+        raise IdempotencyConflict(f"Idempotency-Key {idempotency_key!r} was used with another body")
+    return get(session, earlier.job_id)
+
+
+def many(session: Session, job_ids: Sequence[str]) -> Sequence[Job]:
+    """Those of the jobs that there are, oldest first."""
+    return session.scalars(select(Job).where(Job.id.in_(job_ids)).order_by(Job.id)).all() if job_ids else []
+
+
+def revs(session: Session, *, newer_than: str) -> dict[str, int]:
+    """The `rev` of each job that is not at its end or was made after the one named: what a watcher of all jobs compares."""
+    query = select(Job.id, Job.rev).where(or_(Job.status.not_in(TERMINAL_JOB), Job.id > newer_than))
+    return {job_id: rev for job_id, rev in session.execute(query)}
 
 
 def page(

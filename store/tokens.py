@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store.db import now
@@ -49,6 +51,12 @@ def verify(session: Session, secret: str, *, kind: Kind) -> Identity:
     ):
         raise Unauthenticated("unknown, expired or revoked credentials")
     return Identity(token.owner, token.scope, token.sha256)
+
+
+def valid(session: Session, token_sha256s: Collection[str]) -> set[str]:
+    """Those of the secrets, by their SHA-256, that would still be verified now."""
+    tokens = session.scalars(select(Token).where(Token.sha256.in_(token_sha256s), Token.revoked_at.is_(None)))
+    return {token.sha256 for token in tokens if token.expires_at is None or token.expires_at > now()}
 
 
 def redeem(session: Session, code: str) -> str:
