@@ -1,0 +1,144 @@
+"""`longyard up` as a program: what it starts, restarts, stops, and leaves alone."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli import client
+from tests.cli.conftest import Longyard, environment_of, wait_until
+
+GONE_S = 10.0
+
+
+class Up:
+    """One `longyard up` on a directory of its own."""
+
+    def __init__(self, data_dir: Path, inputs: Path) -> None:
+        self.data_dir = data_dir
+        self.environment = environment_of(data_dir, inputs)
+        self.longyard = Longyard(self.environment, inputs)
+        self.output = data_dir.parent / "up.out"
+
+    def start(self) -> None:
+        with open(self.output, "wb") as output:
+            argv = [sys.executable, "-P", "-m", "cli", "up"]
+            self.process = subprocess.Popen(argv, env=self.environment, stdout=output, stderr=output)
+        wait_until(lambda: b"^C stops it" in self.output.read_bytes(), self.process, self.output)
+
+    def child(self, module: str) -> psutil.Process | None:
+        """The live child that runs this room."""
+        for child in psutil.Process(self.process.pid).children():
+            if module in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                return child
+        return None
+
+    @property
+    def url(self) -> str:
+        return client.read_text(self.data_dir / "url") or ""
+
+
+@pytest.fixture
+def up(tmp_path: Path, inputs: Path) -> Iterator[Up]:
+    (tmp_path / "data").mkdir()
+    up = Up(tmp_path / "data", inputs)
+    up.start()
+    try:
+        yield up
+    finally:
+        if up.process.poll() is None:
+            up.process.send_signal(signal.SIGTERM)
+            try:
+                up.process.wait(timeout=30)
+            finally:
+                up.process.kill()
+
+
+def everything(up: Up) -> list[psutil.Process]:
+    root = psutil.Process(up.process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_it_tells_where_it_is_and_stops_without_a_trace(up: Up, eventually: Callable[..., object]) -> None:
+    said = up.output.read_text()
+    assert re.search(r"Dashboard +http://127\.0\.0\.1:\d+/ui/login#\S+", said)
+    assert str(up.data_dir / "token") in said
+    assert (up.data_dir / "token").stat().st_mode & 0o777 == 0o600
+    eventually(lambda: "online" in up.longyard("hosts").stdout)
+    processes = everything(up)
+    assert len(processes) >= 4
+    up.process.send_signal(signal.SIGINT)
+    assert up.process.wait(timeout=30) == 0
+    eventually(lambda: gone(processes), within_s=GONE_S)
+    assert up.url == ""
+
+
+def test_a_second_one_says_so_and_gives_a_fresh_link(up: Up) -> None:
+    first = re.findall(r"/ui/login#(\S+)", up.output.read_text())
+    second = up.longyard("up")
+    assert second.returncode == 0, second.stderr
+    assert "is running already" in second.stdout
+    fresh = re.findall(r"/ui/login#(\S+)", second.stdout)
+    assert fresh
+    assert fresh != first
+    assert up.process.poll() is None
+
+
+def test_a_killed_up_takes_everything_with_it_and_the_next_one_starts(
+    up: Up, eventually: Callable[..., object]
+) -> None:
+    processes = everything(up)
+    os.kill(up.process.pid, signal.SIGKILL)
+    up.process.wait()
+    eventually(lambda: gone(processes), within_s=GONE_S)
+    up.start()
+    assert up.longyard("jobs").returncode == 0
+
+
+@pytest.mark.parametrize("room", ["api", "worker"])
+def test_a_part_that_dies_comes_back(up: Up, room: str, eventually: Callable[..., object]) -> None:
+    url = up.url
+    child = eventually(lambda: up.child(room))
+    assert isinstance(child, psutil.Process)
+    child.kill()
+    eventually(lambda: (new := up.child(room)) is not None and new.pid != child.pid)
+    eventually(lambda: client.answers(url))
+    assert f"{room} was killed by SIGKILL; starting it again" in up.output.read_text()
+    assert up.url == url
+
+
+def test_the_broker_comes_back(up: Up, eventually: Callable[..., object]) -> None:
+    lock = up.data_dir / "valkey.lock"
+    brokers = [one for one in everything(up)[1:] if str(lock) in [file.path for file in one.open_files()]]
+    assert len(brokers) == 1
+    brokers[0].kill()
+    eventually(lambda: "valkey was killed by SIGKILL" in up.output.read_text())
+    eventually(
+        lambda: [
+            one
+            for one in psutil.Process(up.process.pid).children()
+            if one.pid != brokers[0].pid and str(lock) in [file.path for file in one.open_files()]
+        ]
+    )
+
+
+def test_a_port_that_is_taken(tmp_path: Path, inputs: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        environment = environment_of(tmp_path / "data", inputs)
+        done = Longyard(environment, inputs)("up", "--port", str(other.getsockname()[1]))
+    assert done.returncode == 1
+    assert "--port" in done.stderr
+    assert "Traceback" not in done.stderr
