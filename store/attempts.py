@@ -147,6 +147,10 @@ def newest(session: Session, job_id: str) -> Attempt | None:
     ).first()
 
 
+def numbered(session: Session, job_id: str, number: int) -> Attempt | None:
+    return session.scalars(select(Attempt).where(Attempt.job_id == job_id, Attempt.number == number)).first()
+
+
 def newest_of(session: Session, job_ids: Sequence[str]) -> dict[str, Attempt]:
     """The newest attempt of each job that has one, by job id: one query for a whole page of jobs."""
     rows = session.scalars(
