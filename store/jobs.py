@@ -178,7 +178,7 @@ def cancel(session: Session, job_id: str) -> Job:
         return job
     job = touch(session, job_id)
     if job.status in TERMINAL_JOB and job.status is not JobStatus.CANCELLED:
-        raise IllegalTransition(f"the job has {job.status.value} already; there is nothing to cancel")
+        raise IllegalTransition(f"the job {_standing(job)}; there is nothing to cancel")
     if job.status is JobStatus.CANCELLED:
         return job
     job.intent, job.intent_at = Intent.CANCEL, now()
@@ -190,6 +190,55 @@ def cancel(session: Session, job_id: str) -> Job:
             JobStatus.CANCELLED,
             reason="cancelled before it ran" if job.num_attempts == 0 else "cancelled",
         )
+    return job
+
+
+def pause(session: Session, job_id: str) -> Job:
+    """Keep a job from running, or have it checkpoint and stop, until it is resumed. Again is no error.
+
+    Raises IllegalTransition where the job has ended or is being cancelled.
+    """
+    job = touch(session, job_id)
+    if job.status is JobStatus.PAUSED or (job.status is JobStatus.RUNNING and job.intent is Intent.PAUSE):
+        return job
+    if job.status in TERMINAL_JOB or job.intent is Intent.CANCEL:
+        raise IllegalTransition(f"the job {_standing(job)}; there is nothing to pause")
+    job.intent, job.intent_at = Intent.PAUSE, now()
+    events.append(session, job, kind="pause_requested")
+    if job.status is JobStatus.QUEUED:
+        move(session, job, JobStatus.PAUSED, reason="paused before it ran" if job.num_attempts == 0 else "paused")
+    return job
+
+
+def resume(session: Session, job_id: str) -> Job:
+    """Take a pause back: queue the job again, or let it run on where it has not stopped yet. Again is no error.
+
+    Raises IllegalTransition where the job has ended or is being cancelled.
+    """
+    job = touch(session, job_id)
+    if job.status in TERMINAL_JOB or job.intent is Intent.CANCEL:
+        raise IllegalTransition(f"the job {_standing(job)}; `retry` starts a failed or cancelled one again")
+    if job.intent is Intent.PAUSE:
+        job.intent, job.intent_at = Intent.RUN, now()
+        events.append(session, job, kind="resume_requested")
+        if job.status is JobStatus.PAUSED:
+            move(session, job, JobStatus.QUEUED, reason=None)
+    return job
+
+
+def retry(session: Session, job_id: str) -> Job:
+    """Queue a failed or cancelled job again, its strikes forgotten; it resumes from its newest checkpoint. Again is no error.
+
+    Raises IllegalTransition where the job has succeeded, is paused, or is being cancelled.
+    """
+    job = touch(session, job_id)
+    if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
+        job.intent, job.intent_at, job.strikes, job.retry_delay_s = Intent.RUN, now(), 0, 0.0
+        job.finished_at = None
+        events.append(session, job, kind="retry_requested")
+        move(session, job, JobStatus.QUEUED, reason=None)
+    elif job.status not in (JobStatus.QUEUED, JobStatus.RUNNING) or job.intent is Intent.CANCEL:
+        raise IllegalTransition(f"the job {_standing(job)}; only one that failed or was cancelled can be retried")
     return job
 
 
@@ -240,3 +289,10 @@ def set_wait(
         return False
     job.position, job.wait_reason, job.estimated_start_at = position, reason, estimated_start_at
     return True
+
+
+def _standing(job: Job) -> str:
+    if job.intent is Intent.CANCEL and job.status is JobStatus.RUNNING:
+        return "is being cancelled"
+    perfect = {JobStatus.SUCCEEDED: "has succeeded already", JobStatus.FAILED: "has failed already"}
+    return perfect.get(job.status, f"is {job.status.value}")
