@@ -1,0 +1,1 @@
+"""The HTTP face of the control plane: validates, stores, shows. It never talks to a worker; the database is between them."""

@@ -1,0 +1,69 @@
+"""Wake-ups after a commit, from a thread of their own: a broker that hangs delays nobody's answer."""
+
+from __future__ import annotations
+
+import threading
+
+import structlog
+
+from store import broker
+from store.notify import Notifier
+
+MAX_PENDING = 10_000
+
+log = structlog.get_logger("api.hints")
+
+
+class Hints:
+    """Tells the workers and the other replicas to look. What is lost here costs them a poll, nothing else."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis_url = redis_url
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._changed: dict[str, bool] = {}
+        self._schedule = False
+        self._closing = False
+
+    def submitted(self, job_id: str) -> None:
+        self._add(job_id, schedule=True)
+
+    def cancelled(self, job_id: str) -> None:
+        self._add(job_id, intent=True, schedule=True)
+
+    def close(self) -> None:
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+
+    def _add(self, job_id: str, *, intent: bool = False, schedule: bool = False) -> None:
+        with self._wake:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
+                self._thread.start()
+            if len(self._changed) < MAX_PENDING:
+                self._changed[job_id] = self._changed.get(job_id, False) or intent
+            self._schedule = self._schedule or schedule
+            self._wake.notify()
+
+    def _run(self) -> None:
+        notifier, sender = Notifier(self._redis_url), broker.Sender(broker.app(self._redis_url))
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._changed or self._schedule or self._closing)
+                changed, schedule = self._changed, self._schedule
+                self._changed, self._schedule = {}, False
+                if self._closing and not changed and not schedule:
+                    break
+            try:
+                if schedule:
+                    sender.schedule()
+                for job_id, intent in changed.items():
+                    if intent:
+                        notifier.publish_intent(job_id)
+                    notifier.publish_job(job_id)
+            except Exception:  # noqa: BLE001 - the thread's edge: a hint that fails must not end the next ones
+                log.exception("a wake-up could not be sent")
+        notifier.close()

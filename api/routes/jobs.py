@@ -1,0 +1,177 @@
+"""Jobs: submit, list, read, cancel, and what has happened to one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from api import deps, schemas, specs, views
+from api.deps import Caller, CurrentPlane, JobId
+from api.errors import documented
+from api.schemas import Line
+from store import attempts, checkpoints, events, hosts, jobs
+from store.states import JobStatus
+
+router = APIRouter(tags=["jobs"])
+
+Blank = BeforeValidator(lambda value: None if value == "" else value)
+"""`?status=` with nothing behind it is as good as left out."""
+
+Key = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,255}$", description="The same key and body again give the same job."),
+]
+
+
+class Submission(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    dry_run: bool = Field(False, description="Only say what would happen.")
+
+
+class Selection(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    status: Annotated[JobStatus | None, Blank] = None
+    owner: Annotated[Line | None, Blank] = Field(None, max_length=128)
+    label: list[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f=]{1,63}=[^\x00-\x1f\x7f]{0,256}$")]] = Field(
+        default_factory=list, max_length=schemas.MAX_LABELS, description="`key=value`; several must all hold."
+    )
+    q: Annotated[Line | None, Blank] = Field(None, max_length=128, description="Part of the name or the id.")
+    limit: int = Field(50, ge=1, le=1000)
+    after: Annotated[Line | None, Blank] = Field(None, max_length=64, description="`next` of the page before.")
+
+
+class EventSelection(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    after: Annotated[int, BeforeValidator(lambda value: 0 if value == "" else value)] = Field(0, ge=0, le=2**53, description="A `seq`.")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+@router.post(
+    "/jobs",
+    status_code=201,
+    response_model=schemas.Job,
+    responses={
+        201: {"headers": {"Location": {"schema": {"type": "string"}}}},
+        200: {"description": "A dry run, or the job of an earlier request with this key", "model": schemas.Job | schemas.DryRun},
+        **documented("idempotency_conflict", "invalid_spec", "invalid_request", "too_large", "unsupported_media_type", "rate_limited"),
+    },
+)
+def submit_job(
+    spec: schemas.JobSpec, query: Annotated[Submission, Query()], plane: CurrentPlane, caller: Caller, idempotency_key: Key = None
+) -> Any:
+    """Queue a training job: a preset and what differs from it."""
+    if query.dry_run:
+        return _json(_rehearse(spec, plane), status=200)
+    digest = specs.digest(spec)
+    # Asked before the spec is checked: what made a job once gives it again, though its files may be gone by now.
+    if idempotency_key is not None and (earlier := _earlier(plane, caller, idempotency_key, digest)) is not None:
+        return _json(earlier, status=200, replay=True)
+    new = specs.resolve(spec)
+    with plane.database.read() as session:
+        known_hosts = hosts.all_hosts(session)
+    specs.check(new, known_hosts=known_hosts, settings=plane.settings)
+    row, replayed = plane.writer.submit(new, owner=caller.owner, idempotency_key=idempotency_key, request_sha256=digest)
+    if replayed:
+        with plane.database.read() as session:
+            return _json(views.one(session, row), status=200, replay=True)
+    return _json(views.fresh(row, no_hosts=not known_hosts), status=201)
+
+
+@router.get("/jobs", responses=documented("invalid_request"))
+def list_jobs(query: Annotated[Selection, Query()], plane: CurrentPlane, caller: Caller) -> schemas.JobPage:
+    """Newest first."""
+    labels = dict(label.split("=", 1) for label in query.label)
+    with plane.database.read() as session:
+        page = jobs.page(
+            session,
+            owner=deps.owner_filter(caller) or query.owner,
+            status=query.status,
+            labels=labels,
+            text=query.q,
+            after=query.after,
+            limit=query.limit,
+        )
+        return schemas.JobPage(data=views.many(session, page.rows), has_more=page.next is not None, next=page.next)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    response_model=schemas.Job,
+    responses={304: {"description": "It is as `If-None-Match` says."}, **documented("not_found")},
+)
+def get_job(
+    job_id: JobId, plane: CurrentPlane, caller: Caller, if_none_match: Annotated[str | None, Header(max_length=1024)] = None
+) -> Any:
+    with plane.database.read() as session:
+        row = deps.visible_job(session, job_id, caller)
+        tag = f'W/"{row.rev}"'
+        if if_none_match is not None and tag in [one.strip() for one in if_none_match.split(",")]:
+            return Response(status_code=304, headers={"ETag": tag})
+        return _json(views.one(session, row), status=200, headers={"ETag": tag, "Cache-Control": "private, no-cache"})
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202, responses=documented("not_found", "illegal_transition"))
+def cancel_job(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Job:
+    """Ask for its end: at once while it is queued; else its processes get time to stop. Again is no error."""
+    with plane.database.write() as session:
+        deps.visible_job(session, job_id, caller)
+        row = jobs.cancel(session, job_id)
+        session.flush()
+        answer = views.one(session, row)
+    plane.hints.cancelled(job_id)
+    return answer
+
+
+@router.get("/jobs/{job_id}/attempts", responses=documented("not_found"))
+def list_attempts(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Attempts:
+    """Oldest first."""
+    with plane.database.read() as session:
+        deps.visible_job(session, job_id, caller)
+        return schemas.Attempts(data=[views.attempt(row) for row in attempts.of_job(session, job_id)])
+
+
+@router.get("/jobs/{job_id}/events", responses=documented("not_found", "invalid_request"))
+def list_events(job_id: JobId, query: Annotated[EventSelection, Query()], plane: CurrentPlane, caller: Caller) -> schemas.EventPage:
+    """What has happened to it, oldest first."""
+    with plane.database.read() as session:
+        deps.visible_job(session, job_id, caller)
+        rows = events.page(session, job_id, after=query.after, limit=query.limit + 1)
+    more = len(rows) > query.limit
+    rows = rows[: query.limit]
+    return schemas.EventPage(data=[views.event(row) for row in rows], has_more=more, next=str(rows[-1].seq) if more else None)
+
+
+@router.get("/jobs/{job_id}/checkpoints", responses=documented("not_found"))
+def list_checkpoints(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Checkpoints:
+    """Oldest first."""
+    with plane.database.read() as session:
+        deps.visible_job(session, job_id, caller)
+        return schemas.Checkpoints(data=[views.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)])
+
+
+def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:
+    new = specs.resolve(spec)
+    with plane.database.read() as session:
+        known_hosts = hosts.all_hosts(session)
+        specs.check(new, known_hosts=known_hosts, settings=plane.settings)
+        return schemas.DryRun(spec=views.spec(new), wait_reason=specs.wait_reason(session, new, known_hosts=known_hosts), steps=None)
+
+
+def _earlier(plane: CurrentPlane, caller: Caller, key: str, digest: str) -> schemas.Job | None:
+    with plane.database.read() as session:
+        row = jobs.replayed(session, owner=caller.owner, idempotency_key=key, request_sha256=digest)
+        return views.one(session, row) if row is not None else None
+
+
+def _json(body: BaseModel, *, status: int, replay: bool = False, headers: dict[str, str] | None = None) -> Response:
+    headers = dict(headers or {})
+    if isinstance(body, schemas.Job) and "ETag" not in headers:
+        headers["Location"] = f"/jobs/{body.id}"
+    if replay:
+        headers["Idempotent-Replay"] = "true"
+    return Response(body.model_dump_json(), status, headers, "application/json")

@@ -1,0 +1,286 @@
+"""The wire: what comes in (strict, no unknown fields) and what goes out (no defaults: what is not known yet is null)."""
+
+from __future__ import annotations
+
+import copy
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
+
+from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
+from trainer.config import DeviceType, TrainConfig
+
+MAX_LABELS: Final = 64
+MAX_DEVICES: Final = 8
+YEAR_S: Final = 366 * 24 * 3600.0
+
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Text of one line: what people name things by, and what they search for."""
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class _Out(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """The field as an override: the preset's value where it is left out, so it has no default of its own to show."""
+    override = copy.copy(field)
+    override.default = None
+    override.json_schema_extra = _drop_default
+    return (field.annotation, override)
+
+
+def _drop_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+TrainOverrides: type[BaseModel] = create_model(
+    "TrainOverrides",
+    __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+    __doc__="What a job changes of its preset's training config; any of the fields, none of them required.",
+    **{name: _optional(field) for name, field in TrainConfig.model_fields.items()},  # pyright: ignore[reportArgumentType]
+)
+
+
+class JobSpec(_In):
+    """A preset and what differs from it."""
+
+    preset: Line = Field(min_length=1, max_length=64, description="A name of GET /presets.")
+    name: Line | None = Field(None, min_length=1, max_length=128, description="For people; the preset's name where it is left out.")
+    train: TrainOverrides = Field(  # pyright: ignore[reportInvalidTypeForm]
+        default_factory=TrainOverrides, description="Fields of the training config that differ from the preset's."
+    )
+    num_devices: int | None = Field(None, ge=1, le=MAX_DEVICES, description="Devices, all on one host; the preset's by default.")
+    device_type: DeviceType | None = Field(None, description="The preset's by default.")
+    priority: int = Field(0, ge=-1000, le=1000, description="Greater goes first.")
+    time_limit_s: float | None = Field(None, gt=0, le=10 * YEAR_S, description="Of training time; null: none.")
+    labels: dict[Annotated[Line, Field(min_length=1, max_length=63)], Annotated[Line, Field(max_length=256)]] = Field(
+        default_factory=dict, max_length=MAX_LABELS, description="Names and values to find the job by."
+    )
+
+
+class Credentials(_In):
+    """One of the two."""
+
+    code: str | None = Field(None, min_length=1, max_length=256, description="From a one-time link.")
+    token: str | None = Field(None, min_length=1, max_length=256)
+
+
+class FieldError(_Out):
+    field: str
+    code: str
+    message: str
+    fix: str | None
+
+
+class Problem(_Out):
+    """RFC 9457, with a `code` for programs and the fields to blame."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError]
+    request_id: str
+
+
+class Progress(_Out):
+    step: int | None
+    total_steps: int | None
+    fraction: float | None
+    eta_s: float | None
+    phase: str | None
+
+
+class Wait(_Out):
+    position: int | None
+    reason: str
+    estimated_start_at: datetime | None
+
+
+class Attempt(_Out):
+    number: int
+    host: str
+    devices: list[int]
+    device_type: str
+    status: AttemptStatus
+    exit_reason: ExitReason | None
+    message: str | None
+    failing_rank: int | None
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Result(_Out):
+    perplexity: float | None
+    initial_perplexity: float | None
+    fps: float | None
+    fps_wall: float | None
+    train_loss: float | None
+    epochs: float | None
+    torch_version: str | None
+    output: str | None
+
+
+class Job(_Out):
+    id: str
+    name: str
+    status: JobStatus
+    status_reason: str | None
+    intent: Intent
+    preset: str
+    train: dict[str, Any]
+    num_devices: int
+    device_type: str
+    priority: int
+    labels: dict[str, str]
+    owner: str
+    time_limit_s: float | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    progress: Progress | None
+    wait: Wait | None
+    attempt: Attempt | None
+    result: Result | None
+    log_tail: list[str] | None
+    cursor: int
+
+
+class Spec(_Out):
+    """A job's spec with its preset resolved: what a dry run would have stored."""
+
+    name: str
+    preset: str
+    train: dict[str, Any]
+    num_devices: int
+    device_type: str
+    priority: int
+    time_limit_s: float | None
+    labels: dict[str, str]
+
+
+class DryRun(_Out):
+    spec: Spec
+    wait_reason: str | None
+    steps: int | None
+
+
+class Event(_Out):
+    seq: int
+    kind: str
+    data: dict[str, Any]
+    at: datetime
+
+
+class Checkpoint(_Out):
+    attempt: int
+    step: int
+    dir: str
+    created_at: datetime
+
+
+class Preset(_Out):
+    name: str
+    title: str
+    description: str
+    num_devices: int
+    device_type: DeviceType
+    train: dict[str, Any]
+
+
+class Device(_Out):
+    index: int
+    name: str
+    state: DeviceState
+    cordoned: bool
+    job_id: str | None
+    attempt: int | None
+
+
+class Host(_Out):
+    name: str
+    status: HostStatus
+    device_type: str
+    devices: list[Device]
+    versions: dict[str, str]
+    last_seen_at: datetime
+
+
+MetricPoint = tuple[int, float, datetime] | tuple[int, None, datetime, Literal["nan", "inf", "-inf"]]
+
+
+class Series(_Out):
+    name: str
+    attempt: int
+    points: list[MetricPoint]
+    min: float | None
+    max: float | None
+
+
+class Metrics(_Out):
+    series: list[Series]
+    truncated: bool
+    cursor: int
+
+
+class JobPage(_Out):
+    data: list[Job]
+    has_more: bool
+    next: str | None
+
+
+class EventPage(_Out):
+    data: list[Event]
+    has_more: bool
+    next: str | None
+
+
+class Attempts(_Out):
+    data: list[Attempt]
+
+
+class Checkpoints(_Out):
+    data: list[Checkpoint]
+
+
+class Presets(_Out):
+    data: list[Preset]
+
+
+class Hosts(_Out):
+    data: list[Host]
+
+
+class LoginCode(_Out):
+    code: str
+    expires_at: datetime
+    path: str
+
+
+class Health(_Out):
+    status: Literal["ok"]
+
+
+class MetricsMessage(_Out):
+    """The data of a stream's `metrics` event: new points by name."""
+
+    attempt: int
+    series: dict[str, list[MetricPoint]]
+
+
+class LogMessage(_Out):
+    """The data of a stream's `log` event: a decoded byte range of one rank's raw log."""
+
+    attempt: int
+    rank: int
+    offset: int
+    end: int
+    text: str

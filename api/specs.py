@@ -1,0 +1,169 @@
+"""What a submitted spec means: the preset resolved, and everything that can be known to be wrong said before anything is queued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from api import errors, fields, schemas
+from store import hosts, jobs, placement, roots
+from store.errors import PathRefused
+from store.hosts import HostView
+from store.jobs import NewJob
+from store.placement import HostCapacity, QueuedJob
+from store.settings import Settings
+from store.states import DeviceState, HostStatus
+from trainer import config, presets
+from trainer.config import TrainConfig
+
+TEXT_FIELDS: Final = ("train_file", "validation_file")
+READ_INSIDE: Final = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "model.safetensors", "model.safetensors.index.json")
+"""What a check or the trainer opens in a directory that a spec names."""
+
+
+def resolve(spec: schemas.JobSpec) -> NewJob:
+    """The whole spec, nothing left to default. Raises Problem where the preset is unknown or the fields contradict each other."""
+    preset = presets.PRESETS.get(spec.preset)
+    if preset is None:
+        raise errors.blame("invalid_spec", [_unknown_preset(spec.preset)])
+    try:
+        train = presets.resolve(preset, spec.train.model_dump(exclude_unset=True))
+    except ValidationError as error:
+        raise errors.blame("invalid_spec", fields.of_train(error.errors(include_url=False, include_input=False))) from None
+    return NewJob(
+        name=spec.name or preset.name,
+        preset=preset.name,
+        train=train.model_dump(mode="json"),
+        num_devices=spec.num_devices or preset.num_devices,
+        device_type=spec.device_type or preset.device_type,
+        priority=spec.priority,
+        labels=spec.labels,
+        time_limit_s=spec.time_limit_s,
+    )
+
+
+def digest(spec: schemas.JobSpec) -> str:
+    """The same for two bodies that ask for the same, however they are written."""
+    body = spec.model_dump(mode="json", exclude_unset=True)
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def check(spec: NewJob, *, known_hosts: Sequence[HostView], settings: Settings) -> None:
+    """Raises Problem with every field that says what cannot be."""
+    train = TrainConfig.model_validate(spec.train)
+    found = [*_check_devices(spec, known_hosts), *_check_precision(spec, train), *_check_inputs(train, settings)]
+    if found:
+        raise errors.blame("invalid_spec", found)
+
+
+def wait_reason(session: Session, spec: NewJob, *, known_hosts: Sequence[HostView]) -> str | None:
+    """Why the job would wait if it were submitted now; None where it would start."""
+    waiting = [QueuedJob(job.id, job.num_devices, job.device_type) for job in jobs.queued(session)]
+    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type)], [_capacity(view) for view in known_hosts if _takes(view)])
+    return next((wait.reason for wait in plan.waits if wait.job_id == ""), None)
+
+
+def _unknown_preset(name: str) -> schemas.FieldError:
+    close = fields.nearest(name, list(presets.PRESETS))
+    known = ", ".join(presets.PRESETS)
+    fix = f"did you mean {close}? There are: {known}" if close else f"take one of: {known}"
+    return schemas.FieldError(field="preset", code="unknown_preset", message=f"there is no preset {name!r}", fix=fix)
+
+
+def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schemas.FieldError]:
+    """Only what no registered host could ever run; a host that is busy, draining or away is worth waiting for."""
+    if not known_hosts:
+        return []
+    serving = [view for view in known_hosts if spec.device_type in _serves(view)]
+    if not serving:
+        kinds = ", ".join(sorted({kind for view in known_hosts for kind in _serves(view)}))
+        message = f"no registered host has {spec.device_type} devices"
+        return [schemas.FieldError(field="device_type", code="no_such_device", message=message, fix=f"take one of {kinds}, or register such a host")]
+    largest = max(serving, key=lambda view: len(view.devices))
+    size = len(largest.devices)
+    if spec.num_devices <= size:
+        return []
+    message = f"{spec.num_devices} is more than any host has; the largest with {spec.device_type}, {largest.host.name}, has {size}"
+    return [schemas.FieldError(field="num_devices", code="too_large", message=message, fix=f"lower it to {size}, or register a larger host")]
+
+
+def _check_precision(spec: NewJob, train: TrainConfig) -> list[schemas.FieldError]:
+    if train.fp16 and spec.device_type == "cpu":
+        return [schemas.FieldError(field="train.fp16", code="inconsistent", message="float16 does not run on cpu", fix="use bf16 or neither")]
+    return []
+
+
+def _check_inputs(train: TrainConfig, settings: Settings) -> list[schemas.FieldError]:
+    """Names first; then, of the paths whose root this machine sees, what is there. The worker checks the others before a launch."""
+    found: list[schemas.FieldError] = []
+    seen: set[str] = set()
+    for field, value in config.inputs(train).items():
+        error = _check_name(field, value, settings)
+        if error is None and _is_path(field, value) and roots.visible(value, roots=settings.data_roots):
+            error = _check_path(field, value, settings.data_roots)
+            seen.add(field)
+        if error is not None:
+            found.append(error)
+    if found:
+        return found
+    # Positions are read from the model's own config.json, which only counts where that directory is seen.
+    problems = config.check_inputs(train, allow_network=settings.allow_network)
+    return [_of_trainer(problem) for problem in problems if problem.field in seen or (problem.field == "max_seq_length" and seen)]
+
+
+def _check_name(field: str, value: str, settings: Settings) -> schemas.FieldError | None:
+    where = f"train.{field}"
+    if value.startswith("asset:"):
+        return schemas.FieldError(
+            field=where, code="not_yet", message="assets cannot be used yet", fix="give the path of a file or directory under a data root"
+        )
+    if not _is_path(field, value):
+        if settings.allow_network:
+            return None
+        return schemas.FieldError(
+            field=where,
+            code="network_closed",
+            message=f"{value!r} is a name on the hub, and the network is closed",
+            fix="give a local directory under a data root, or have the operator set LONGYARD_ALLOW_NETWORK=true",
+        )
+    return None if roots.covered(value, roots=settings.data_roots) else _check_path(field, value, settings.data_roots)
+
+
+def _is_path(field: str, value: str) -> bool:
+    return field in TEXT_FIELDS or config.kind_of(value) == "path"
+
+
+def _check_path(field: str, value: str, data_roots: Sequence[Path]) -> schemas.FieldError | None:
+    try:
+        real = roots.resolve(value, roots=data_roots, kind="file" if field in TEXT_FIELDS else "directory")
+        if field not in TEXT_FIELDS:
+            for name in READ_INSIDE:
+                if (real / name).is_symlink() or (real / name).exists():
+                    roots.resolve(str(real / name), roots=[root.resolve() for root in data_roots], kind="file")
+    except PathRefused as error:
+        return schemas.FieldError(field=f"train.{field}", code="path_refused", message=str(error), fix=error.fix)
+    return None
+
+
+def _of_trainer(problem: config.Problem) -> schemas.FieldError:
+    message, _, fix = problem.message.partition("; ")
+    return schemas.FieldError(field=f"train.{problem.field}", code="unusable", message=message, fix=fix or "correct it, or name another")
+
+
+def _serves(view: HostView) -> frozenset[str]:
+    return frozenset({view.host.device_type, "npu"} if view.host.simulated else {view.host.device_type})
+
+
+def _takes(view: HostView) -> bool:
+    return view.host.status is HostStatus.ONLINE
+
+
+def _capacity(view: HostView) -> HostCapacity:
+    free = tuple(one.device.index for one in view.devices if one.device.state is DeviceState.FREE and one.device.cordoned_at is None)
+    return HostCapacity(view.host.name, _serves(view), free, len(view.devices))

@@ -1,0 +1,116 @@
+"""One thread that commits submissions: those that arrive together share a transaction, each in a savepoint of its own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from api import errors
+from api.hints import Hints
+from store import jobs
+from store.db import Database
+from store.errors import LongyardError
+from store.models import Job
+
+MAX_BATCH: Final = 64
+MAX_WAITING: Final = 1000
+ANSWER_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Submission:
+    spec: jobs.NewJob
+    owner: str
+    idempotency_key: str | None
+    request_sha256: str
+    answer: Future[tuple[Job, bool]]
+
+
+class Writer:
+    """32 clients that commit one by one wait for each other's fsync; together they pay one."""
+
+    def __init__(self, database: Database, hints: Hints) -> None:
+        self._database, self._hints = database, hints
+        self._waiting: queue.Queue[Submission | None] = queue.Queue(MAX_WAITING)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, spec: jobs.NewJob, *, owner: str, idempotency_key: str | None, request_sha256: str) -> tuple[Job, bool]:
+        """The committed job, and whether an earlier request had made it. Raises what `store.jobs.submit` does, and database errors."""
+        submission = Submission(spec, owner, idempotency_key, request_sha256, Future())
+        self._start()
+        try:
+            self._waiting.put_nowait(submission)
+            return submission.answer.result(ANSWER_TIMEOUT_S)
+        except (queue.Full, TimeoutError):
+            raise errors.unavailable() from None
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._waiting.put(None)
+            self._thread.join(timeout=5)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while (first := self._waiting.get()) is not None:
+            batch = [first]
+            while len(batch) < MAX_BATCH and not self._waiting.empty():
+                submission = self._waiting.get()
+                if submission is None:
+                    self._waiting.put(None)
+                    break
+                batch.append(submission)
+            self._commit(batch)
+
+    def _commit(self, batch: list[Submission]) -> None:
+        outcomes: list[tuple[Submission, tuple[Job, bool] | LongyardError]] = []
+        try:
+            with self._database.write() as session:
+                outcomes = [(submission, _store(session, submission)) for submission in batch]
+        except Exception as error:  # noqa: BLE001 - the thread's edge: every caller gets it, and the edge there logs it
+            if len(batch) > 1 and not isinstance(error, errors.DATABASE_ERRORS):
+                # One of them breaks the transaction: find out which, and let the others through.
+                for submission in batch:
+                    self._commit([submission])
+                return
+            for submission in batch:
+                submission.answer.set_exception(error)
+            return
+        for submission, outcome in outcomes:
+            if isinstance(outcome, LongyardError):
+                submission.answer.set_exception(outcome)
+                continue
+            submission.answer.set_result(outcome)
+            self._hints.submitted(outcome[0].id)
+
+
+def _store(session: Session, submission: Submission) -> tuple[Job, bool] | LongyardError:
+    """In a savepoint, so that one submission that is refused does not undo its neighbours."""
+    for last in (False, True):
+        try:
+            with session.begin_nested():
+                return jobs.submit(
+                    session,
+                    submission.spec,
+                    owner=submission.owner,
+                    idempotency_key=submission.idempotency_key,
+                    request_sha256=submission.request_sha256,
+                )
+        except IntegrityError:
+            # Another replica has just used the same key: its row is there now, and the second look finds it.
+            if last:
+                raise
+        except LongyardError as error:
+            return error
+    raise AssertionError("unreachable")
