@@ -1,0 +1,199 @@
+"""A trainer without torch: `python -m tests.fake_trainer --config F` does what the JSON lines of its train_file say.
+
+Each line is {"do": …, "rank": n or absent for all}; a train_file that is no such program makes a short, successful run. It writes the
+same files as the real trainer and leaves with the same exit codes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+class Stopped(Exception):
+    pass
+
+
+class Run:
+    """One rank. Every method named like an operation does it."""
+
+    def __init__(self, config_path: Path) -> None:
+        self.dir = config_path.parent
+        self.config: dict[str, Any] = json.loads(config_path.read_text())
+        self.step = 0
+        self.stop_asked = False
+        signal.signal(signal.SIGTERM, self._on_term)
+
+    def _on_term(self, _number: int, _frame: object) -> None:
+        self.stop_asked = True
+
+    def program(self) -> list[dict[str, Any]]:
+        text = Path(self.config["train_file"]).read_text(errors="replace")
+        try:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            return [
+                {"do": "say", "text": "trivial"},
+                {"do": "metrics", "step": 1, "values": {"loss": 1.0}},
+                {"do": "succeed"},
+            ]
+
+    def do(self, operation: dict[str, Any]) -> None:
+        wanted = operation.get("rank")
+        if wanted is None or wanted == RANK:
+            arguments = {name: value for name, value in operation.items() if name not in ("do", "rank")}
+            getattr(self, operation["do"])(**arguments)
+
+    def say(self, text: str, times: int = 1) -> None:
+        for number in range(times):
+            print(text.replace("#", str(number)), flush=True)
+
+    def write(self, hex: str, times: int = 1) -> None:
+        """Raw bytes into the log."""
+        sys.stdout.buffer.write(bytes.fromhex(hex) * times)
+        sys.stdout.flush()
+
+    def report(self, line: str) -> None:
+        """A raw piece of metrics.jsonl."""
+        if RANK == 0:
+            with open(self.dir / "metrics.jsonl", "ab") as file:
+                file.write(line.encode())
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        self.step = step
+        self._tell(kind="metrics", step=step, values=values)
+        self._progress()
+
+    def count(self, first: int, last: int, name: str = "loss") -> None:
+        for step in range(first, last + 1):
+            self.metrics(step, {name: float(step)})
+            print(f"step {step}", flush=True)
+
+    def phase(self, name: str, total_steps: int | None = None) -> None:
+        self.total_steps = total_steps
+        self._tell(
+            kind="phase", phase=name, step=self.step, **({} if total_steps is None else {"total_steps": total_steps})
+        )
+
+    def checkpoint(self, step: int, broken: bool = False) -> None:
+        directory = self.dir / "checkpoints" / f"step-{step}"
+        directory.mkdir(parents=True, exist_ok=True)
+        state = json.dumps({"step": step}).encode()
+        (directory / "state.json").write_bytes(state)
+        described = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+        manifest = json.dumps({"format": 1, "step": step, "files": {"state.json": described}}).encode()
+        (directory / "manifest.json").write_bytes(manifest)
+        if broken:
+            (directory / "state.json").write_bytes(state[:-1] + b"?")
+        self._tell(
+            kind="checkpoint", step=step, dir=str(directory), manifest_sha256=hashlib.sha256(manifest).hexdigest()
+        )
+
+    def tell_config(self) -> None:
+        print(json.dumps(self.config), flush=True)
+
+    def tell_environment(self) -> None:
+        print(json.dumps(dict(os.environ)), flush=True)
+
+    def fail(self, type: str, message: str, kind: str = "exception", code: int = 1) -> None:
+        """An error file as the real trainer writes it, a traceback in the log, an exit code."""
+        error = RuntimeError(message)
+        body = {
+            "kind": kind,
+            "type": type,
+            "message": message,
+            "traceback": "",
+            "step": self.step,
+            "monotonic": time.monotonic(),
+        }
+        (self.dir / f"r{RANK}.error.json").write_text(json.dumps(body))
+        traceback.print_exception(error)
+        self.leave(code)
+
+    def leave(self, code: int) -> None:
+        sys.stdout.flush()
+        os._exit(code)
+
+    def die(self, signal_number: int) -> None:
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal_number)
+
+    def ignore_stop(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("ignoring SIGTERM", flush=True)
+
+    def fork_loader(self) -> None:
+        """A child that sleeps for ever, as a loader worker does whose rank is gone; it writes its pid into the log."""
+        if (pid := os.fork()) == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.setsid()
+            while True:
+                signal.pause()
+        print(f"loader {pid}", flush=True)
+
+    def wait_for(self, path: str) -> None:
+        """Until the test makes the file, or a stop is asked for."""
+        while not Path(path).exists():
+            if self.stop_asked:
+                raise Stopped
+            time.sleep(0.002)
+
+    def wait_for_stop(self, save: int | None = None) -> None:
+        """For ever. A stop that is asked for ends it as it ends the real trainer, `save` being the step of its checkpoint."""
+        while not self.stop_asked:
+            time.sleep(0.002)
+        if save is not None:
+            self.checkpoint(save)
+        raise Stopped
+
+    def hang(self) -> None:
+        while True:
+            signal.pause()
+
+    def succeed(self, **results: Any) -> None:
+        if RANK == 0:
+            temporary = self.dir / "output.tmp"
+            temporary.mkdir(exist_ok=True)
+            (temporary / "results.json").write_text(
+                json.dumps({"perplexity": 2.5, "fps": 100.0, "epochs": 1.0} | results)
+            )
+            temporary.rename(self.dir / "output")
+        raise SystemExit(0)
+
+    def _tell(self, **line: Any) -> None:
+        if RANK == 0:
+            with open(self.dir / "metrics.jsonl", "ab") as file:
+                file.write(json.dumps(line | {"at": time.time()}).encode() + b"\n")
+
+    def _progress(self) -> None:
+        progress = {
+            "step": self.step,
+            "total_steps": getattr(self, "total_steps", None),
+            "phase": "train",
+            "monotonic": time.monotonic(),
+        }
+        (self.dir / f"r{RANK}.progress").write_bytes(json.dumps(progress).encode().ljust(255) + b"\n")
+
+
+def main() -> int:
+    run = Run(Path(sys.argv[sys.argv.index("--config") + 1]))
+    try:
+        for operation in run.program():
+            run.do(operation)
+    except Stopped:
+        print("stopped", flush=True)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What runs on a host: the Celery worker, its host loop, the launcher, and a supervisor for each attempt."""

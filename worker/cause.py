@@ -1,0 +1,228 @@
+"""Owns the verdict on an attempt: from exit codes, signals, error files and the logs' last lines to one reason and one plain sentence."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from store.states import ExitReason
+from worker import processes, ranks
+from worker.ranks import Rank, Ranks
+from worker.tail import clean, size
+
+TOGETHER_S: Final = 5.0
+"""Failures this close together have one cause: the most telling of them, not the first to be seen."""
+
+MAX_MESSAGE_CHARS: Final = 500
+MAX_RESULT_BYTES: Final = 1 << 20
+LOOK_BACK_BYTES: Final = 64 * 1024
+
+BY_EXIT_CODE: Final = {
+    2: ExitReason.USER_ERROR,
+    4: ExitReason.DIVERGED,
+    5: ExitReason.OUT_OF_MEMORY,
+    6: ExitReason.STORAGE,
+    7: ExitReason.INFRA,
+    ranks.EXEC_FAILED: ExitReason.LAUNCH_ERROR,
+}
+STOPPED: Final = 3
+
+BY_ERROR_KIND: Final = {
+    "bad_input": ExitReason.USER_ERROR,
+    "diverged": ExitReason.DIVERGED,
+    "out_of_memory": ExitReason.OUT_OF_MEMORY,
+    "storage": ExitReason.STORAGE,
+    "lost_peer": ExitReason.INFRA,
+    "exception": ExitReason.USER_ERROR,
+}
+
+BY_TEXT: Final = (
+    (re.compile(r"out of memory|EL0004|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE), ExitReason.OUT_OF_MEMORY),
+    (
+        re.compile(
+            r"EJ0001|EE1001|EZ99\d\d|EH9999|0x80E01801|0x80C9800A|0x80FA4E00|CUDA error: (?!out of memory)|uncorrectable ECC"
+            r"|device-side assert|ERR0[012](?:011|100|200)"
+        ),
+        ExitReason.DEVICE_ERROR,
+    ),
+    (re.compile(r"No space left on device|Disk quota exceeded"), ExitReason.STORAGE),
+)
+"""Signatures in an exception's text that tell more than the exit code 1 with which it ended."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an attempt ended. `message` is a sentence for people; `result` is what output/results.json says."""
+
+    reason: ExitReason
+    message: str | None
+    failing_rank: int | None = None
+    result: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """A stop that was asked for, at a boot time, and what it makes of an attempt that obeys."""
+
+    reason: ExitReason
+    at: float
+    words: str
+
+
+def judge(attempt: Ranks, run_dir: Path, *, stop: StopAsked | None) -> Verdict:
+    """The verdict once every rank has ended."""
+    if all(rank.exit_code == 0 for rank in attempt.members):
+        return _completed(run_dir)
+    failure = _first_cause(attempt.members)
+    if stop is not None and (failure is None or failure.ended_at is None or failure.ended_at >= stop.at):
+        return Verdict(stop.reason, stop.words)
+    if failure is None:
+        failure = next(rank for rank in attempt.members if rank.exit_code != 0)
+    return _of_rank(failure, run_dir, oom_killed=processes.out_of_memory_kills() > attempt.oom_kills_before)
+
+
+def from_files(run_dir: Path, *, num_ranks: int, otherwise: Verdict) -> Verdict:
+    """The verdict on an attempt whose supervisor died, so that nobody saw the exit codes."""
+    if (run_dir / "output" / "results.json").exists():
+        return _completed(run_dir)
+    errors = [(error["monotonic"], rank, error) for rank in range(num_ranks) if (error := _error_of(run_dir, rank))]
+    if errors:
+        _, rank, error = min(errors, key=lambda item: (_is_consequence(item[2]), item[0]))
+        return _verdict(rank, _reason_by_error(error), _words(error))
+    return otherwise
+
+
+def _completed(run_dir: Path) -> Verdict:
+    path = run_dir / "output" / "results.json"
+    try:
+        if size(path) > MAX_RESULT_BYTES:
+            raise ValueError("it is too large")
+        result: Any = json.loads(path.read_bytes())
+        if not isinstance(result, dict):
+            raise ValueError("it is not an object")
+    except (OSError, ValueError) as error:
+        return Verdict(
+            ExitReason.INFRA, _short(f"the ranks ended well, but output/results.json cannot be read: {error}")
+        )
+    found = cast(dict[str, Any], _storable(result))
+    return Verdict(ExitReason.COMPLETED, None, result=found | {"output": str(run_dir / "output")})
+
+
+def _first_cause(members: Sequence[Rank]) -> Rank | None:
+    """The first failure by time; among those within `TOGETHER_S` of it, one that names its cause goes before a mere consequence."""
+    failures = [rank for rank in members if rank.exit_code not in (None, 0, STOPPED) and not _was_ended_by_us(rank)]
+    if not failures:
+        return None
+    first = min(_ended(rank) for rank in failures)
+    together = [rank for rank in failures if _ended(rank) <= first + TOGETHER_S]
+    return min(together, key=lambda rank: (rank.exit_code in (1, 7), _ended(rank), rank.number))
+
+
+def _was_ended_by_us(rank: Rank) -> bool:
+    return rank.told_at is not None and rank.exit_code in (-signal.SIGTERM, -signal.SIGKILL)
+
+
+def _ended(rank: Rank) -> float:
+    assert rank.ended_at is not None, "a rank that runs cannot be judged"
+    return rank.ended_at
+
+
+def _of_rank(rank: Rank, run_dir: Path, *, oom_killed: bool) -> Verdict:
+    code = rank.exit_code
+    assert code is not None
+    if code < 0:
+        return _of_signal(rank, -code, oom_killed=oom_killed)
+    if code == STOPPED:
+        return _verdict(rank.number, ExitReason.INFRA, "somebody outside told it to stop", verb="stopped")
+    error = _error_of(run_dir, rank.number)
+    last_line = _last_line(run_dir / f"r{rank.number}.log")
+    words = _words(error) if error else last_line or f"it ended with exit code {code} and said nothing"
+    reason = BY_EXIT_CODE.get(code) or (_reason_by_error(error) if error else _reason_by_text(words))
+    return _verdict(rank.number, reason, words)
+
+
+def _of_signal(rank: Rank, number: int, *, oom_killed: bool) -> Verdict:
+    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    if number == signal.SIGKILL and oom_killed:
+        words = f"{name}: the kernel ended it because memory ran out; use smaller batches or fewer devices a host"
+        return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, words, verb="was killed by")
+    return _verdict(rank.number, ExitReason.INFRA, name, verb="was killed by")
+
+
+def _verdict(rank: int, reason: ExitReason, words: str, *, verb: str = "failed") -> Verdict:
+    separator = " " if verb.endswith("by") else ": "
+    return Verdict(reason, _short(f"rank {rank} {verb}{separator}{words}"), failing_rank=rank)
+
+
+def _reason_by_error(error: dict[str, Any]) -> ExitReason:
+    reason = BY_ERROR_KIND.get(str(error.get("kind")), ExitReason.USER_ERROR)
+    return (
+        _reason_by_text(_words(error))
+        if reason is ExitReason.USER_ERROR and error.get("kind") != "bad_input"
+        else reason
+    )
+
+
+def _reason_by_text(text: str) -> ExitReason:
+    return next((reason for pattern, reason in BY_TEXT if pattern.search(text)), ExitReason.USER_ERROR)
+
+
+def _is_consequence(error: dict[str, Any]) -> bool:
+    return error.get("kind") in ("lost_peer", "exception")
+
+
+def _error_of(run_dir: Path, rank: int) -> dict[str, Any] | None:
+    """r<rank>.error.json, where a rank that raised has left one."""
+    path = run_dir / f"r{rank}.error.json"
+    try:
+        value: Any = json.loads(path.read_bytes()) if size(path) <= MAX_RESULT_BYTES else None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    error = cast(dict[str, Any], value)
+    clock = error.get("monotonic")
+    return error | {"monotonic": clock if isinstance(clock, int | float) else math.inf}
+
+
+def _words(error: dict[str, Any]) -> str:
+    """`Type: message`, the message's last line that says anything."""
+    lines = [line.strip() for line in str(error.get("message", "")).splitlines() if line.strip()]
+    kind = str(error.get("type") or "Exception")
+    return f"{kind}: {lines[-1]}" if lines else kind
+
+
+def _last_line(path: Path) -> str | None:
+    start = max(0, size(path) - LOOK_BACK_BYTES)
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            lines = file.read(LOOK_BACK_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+
+
+def _short(text: str) -> str:
+    """Printable and bounded: it stands in tables and on the page."""
+    plain = "".join(char if char.isprintable() else "\ufffd" for char in clean(text))
+    return plain if len(plain) <= MAX_MESSAGE_CHARS else plain[: MAX_MESSAGE_CHARS - 1] + "…"
+
+
+def _storable(value: Any) -> Any:
+    """JSON for both databases: no NaN, no infinity, no text they refuse."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_storable(item) for item in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {clean(str(key)): _storable(item) for key, item in cast(dict[Any, Any], value).items()}
+    return value

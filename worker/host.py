@@ -1,0 +1,287 @@
+"""Owns the host loop: what this host does, by the database alone, every few seconds or as soon as somebody pokes it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from store import attempts, hosts, jobs
+from store.broker import Sender
+from store.db import Database
+from store.errors import NotFound
+from store.models import Attempt
+from store.notify import Notifier
+from store.settings import Settings
+from store.states import AttemptStatus
+from worker import processes, recovery, runlock, supervisor
+from worker.devices import Inventory
+from worker.launcher import Launcher
+from worker.planner import Planner
+from worker.recovery import Recovery
+from worker.supervisor import Launch
+from worker.sweeper import Sweeper
+from worker.wake import Wake
+
+RETRY_S: Final = 1.0
+RECOVERY_TURN_S: Final = 0.02
+PASS_SHARE: Final = 5.0
+LONGEST_PAUSE_S: Final = 0.25
+"""Between two passes lies five times what the last one took, at most a quarter of a second: many closings do not become as many passes."""
+LEAVE_S: Final = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class HostLoop:
+    """The main thread of a worker, from start to drained. `poke` and `ask_to_leave` may be called from anywhere."""
+
+    def __init__(
+        self, settings: Settings, database: Database, notifier: Notifier, sender: Sender, inventory: Inventory
+    ) -> None:
+        self._settings, self._database, self._notifier, self._sender = settings, database, notifier, sender
+        self._inventory = inventory
+        self._planner, self._sweeper = Planner(database), Sweeper(settings, database)
+        self._wake = Wake()
+        self._launcher = Launcher()
+        self._is_ready = False
+        self._launched: set[str] = set()
+        self._ended: dict[str, int] = {}
+        self._recoveries: dict[str, Recovery] = {}
+        self._num_open = 0
+        self._is_hinted = True
+        self._beat_at = self._plan_at = 0.0
+        self._retry_at: float | None = None
+        self._asked: dict[int, int] = {}
+        self._leave_by: float | None = None
+        self._has_hurried = False
+
+    @property
+    def fd_for_signals(self) -> int:
+        return self._wake.fd_for_signals
+
+    def poke(self) -> None:
+        """Somebody says that there is something to do: look now."""
+        self._is_hinted = True
+        self._wake.wake()
+
+    def ask_to_leave(self, signum: int) -> None:
+        """Drain. The same signal again hurries: ^C and the SIGTERM of whoever started us arrive together."""
+        self._asked[signum] = self._asked.get(signum, 0) + 1
+
+    def run(self) -> None:
+        """Until this host is drained, or does not get there in time."""
+        while not self._has_left():
+            try:
+                self._turn()
+                pause_s = self._pause_s()
+            except SQLAlchemyError as error:
+                log.warning("the database is away: %s", error)
+                pause_s = RETRY_S
+            self._wake.wait(pause_s, also=[self._launcher.fileno()])
+        self._close()
+
+    def _turn(self) -> None:
+        self._hear()
+        if self._asked:
+            self._drain()
+        now = time.monotonic()
+        if now >= self._beat_at:
+            self._beat()
+            self._sweep()
+            self._beat_at = now + self._settings.host_loop_s
+        if self._is_hinted or self._sweeper.has_role:
+            self._plan()
+        self._follow()
+        self._recover()
+
+    def _hear(self) -> None:
+        for told in self._launcher.heard():
+            if told.kind == "ready":
+                self._is_ready = True
+                continue
+            self._launched.discard(told.attempt_id)
+            if told.exit_code != supervisor.BUSY:
+                self._ended[told.attempt_id] = told.exit_code
+            # Its devices are free: in this worker's turn if it plans, else in that of whoever does.
+            if not self._sweeper.has_role:
+                self._sender.schedule()
+        if not self._launcher.is_alive:
+            log.error("the launcher has ended; starting another")
+            self._launcher.close()
+            self._launcher, self._is_ready = Launcher(), False
+            self._launched.clear()
+
+    def _beat(self) -> None:
+        with self._database.write() as session:
+            if self._beat_at > 0:
+                try:
+                    hosts.beat(session, self._settings.host_name)
+                    return
+                except NotFound:
+                    log.warning("this host is not known any more; registering again")
+            hosts.register(
+                session,
+                self._settings.host_name,
+                device_type=self._inventory.device_type,
+                device_names=self._inventory.names,
+                boot_id=processes.boot_id(),
+                versions=self._inventory.versions,
+                simulated=self._inventory.simulated,
+            )
+        self._notifier.publish_host(self._settings.host_name)
+
+    def _sweep(self) -> None:
+        for expired in self._sweeper.sweep():
+            self._notifier.publish_job(expired.job_id)
+
+    def _plan(self) -> None:
+        if (began := time.monotonic()) < self._plan_at:
+            return
+        self._is_hinted = False
+        done = self._planner.run()
+        now = time.monotonic()
+        self._plan_at = now + min(LONGEST_PAUSE_S, PASS_SHARE * (now - began))
+        self._retry_at = None if done.again_in_s is None else now + done.again_in_s
+        for placed in done.placed:
+            self._notifier.publish_job(placed.job_id)
+            self._notifier.publish_host(placed.host)
+            if placed.host != self._settings.host_name:
+                self._sender.launch(placed.host, placed.attempt_id)
+        for job_id in done.told:
+            self._notifier.publish_job(job_id)
+
+    def _follow(self) -> None:
+        """Every open attempt of this host has a living supervisor, gets one, or is recovered."""
+        with self._database.read() as session:
+            found = attempts.open_on_host(session, self._settings.host_name)
+            doubtful = recovery.unverified(session, self._settings.host_name)
+        self._num_open = len(found)
+        stuck = self._sweeper.stuck
+        for attempt in found:
+            if attempt.id in self._recoveries:
+                continue
+            if attempt.id in stuck and attempt.status is AttemptStatus.RUNNING:
+                self._begin_recovery(attempt, "its supervisor has not renewed its lease", kill_supervisor=True)
+            elif attempt.id not in self._launched and runlock.holder(self._run_dir(attempt)) is None:
+                self._give_supervisor(attempt)
+        for attempt in doubtful:
+            if attempt.id not in self._recoveries:
+                self._begin_recovery(
+                    attempt, "closed by others: looking for what it left", is_closed=True, kill_supervisor=True
+                )
+        self._ended.clear()
+
+    def _give_supervisor(self, attempt: Attempt) -> None:
+        exit_code = self._ended.get(attempt.id)
+        if attempt.status is AttemptStatus.STARTING and exit_code is None:
+            if self._asked:
+                self._begin_recovery(attempt, "its host shut down before it began")
+            elif self._is_ready and self._launcher.launch(self._request(attempt)):
+                self._launched.add(attempt.id)
+            return
+        self._begin_recovery(attempt, _say_how(exit_code))
+
+    def _request(self, attempt: Attempt) -> Launch:
+        return Launch(
+            attempt_id=attempt.id,
+            job_id=attempt.job_id,
+            number=attempt.number,
+            cpu_threads=self._inventory.cpu_threads,
+            simulated=self._inventory.simulated,
+        )
+
+    def _begin_recovery(
+        self, attempt: Attempt, words: str, *, is_closed: bool = False, kill_supervisor: bool = False
+    ) -> None:
+        self._recoveries[attempt.id] = Recovery(
+            self._settings,
+            self._database,
+            self._notifier,
+            attempt,
+            words=words,
+            is_closed=is_closed,
+            kill_supervisor=kill_supervisor,
+        )
+
+    def _recover(self) -> None:
+        for attempt_id, one in list(self._recoveries.items()):
+            if one.step():
+                del self._recoveries[attempt_id]
+                self.poke()
+
+    def _drain(self) -> None:
+        """Once: take nothing new, ask for checkpoints. Again, when asked again: end what still runs."""
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self._settings.stop_grace_s + LEAVE_S
+            try:
+                self._ask_attempts_to_stop()
+            except SQLAlchemyError:
+                log.exception("the database is away: asking the supervisors by signal")
+                self._signal_supervisors(signal.SIGTERM)
+        if not self._has_hurried and max(self._asked.values()) > 1:
+            self._has_hurried = True
+            self._signal_supervisors(signal.SIGINT)
+
+    def _ask_attempts_to_stop(self) -> None:
+        log.info("draining")
+        with self._database.write() as session:
+            hosts.drain(session, self._settings.host_name)
+            asked = [attempt.job_id for attempt in attempts.open_on_host(session, self._settings.host_name)]
+            for job_id in asked:
+                jobs.preempt(session, job_id, why=f"host {self._settings.host_name} is shutting down")
+        for job_id in asked:
+            self._notifier.publish_intent(job_id)
+            self._notifier.publish_job(job_id)
+        self._notifier.publish_host(self._settings.host_name)
+
+    def _signal_supervisors(self, signum: signal.Signals) -> None:
+        """By their locks, which need no database."""
+        for path in self._settings.jobs_dir.glob(f"*/a*/{runlock.FILE}"):
+            if pid := runlock.holder(path.parent):
+                processes.send([pid], signum)
+
+    def _has_left(self) -> bool:
+        if self._leave_by is None:
+            return False
+        is_over = self._num_open == 0 and not self._recoveries
+        if not is_over and time.monotonic() >= self._leave_by:
+            log.error("%d attempts did not stop in time; their supervisors go on", self._num_open)
+            return True
+        return is_over
+
+    def _pause_s(self) -> float:
+        if self._recoveries:
+            return RECOVERY_TURN_S
+        moments = [self._beat_at]
+        if self._is_hinted:
+            moments.append(self._plan_at)
+        if self._retry_at is not None:
+            moments.append(self._retry_at)
+        if self._leave_by is not None:
+            moments.append(self._leave_by)
+        return max(0.0, min(moments) - time.monotonic())
+
+    def _close(self) -> None:
+        for one in self._recoveries.values():
+            one.leave()
+        try:
+            self._sweeper.leave()
+        except SQLAlchemyError:
+            log.warning("the sweep role was not handed back")
+        self._launcher.close()
+
+    def _run_dir(self, attempt: Attempt) -> Path:
+        return self._settings.run_dir(attempt.job_id, attempt.number)
+
+
+def _say_how(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "its supervisor is gone"
+    if exit_code < 0:
+        return f"its supervisor was killed by {signal.Signals(-exit_code).name}"
+    return f"its supervisor ended with exit code {exit_code}"

@@ -1,0 +1,219 @@
+"""Owns the warm process that forks supervisors: one thread, no connection, everything imported. Both ends are here.
+
+The worker's end is `Launcher`. The process itself is `python -m worker.launcher --fd N`; it ends when the worker does, and leaves its
+supervisors alone. A new one waits for the old one's lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import gc
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from store import attempts
+from store.db import Database
+from store.settings import Settings
+from worker import processes, supervisor
+from worker.journal import configure
+from worker.supervisor import Launch
+from worker.wake import Wake
+
+MESSAGE_BYTES: Final = 64 * 1024
+LOCK_RETRY_S: Final = 0.01
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the launcher says: that it is ready, or that a supervisor ended with an exit code (or -signal)."""
+
+    kind: Literal["ready", "ended"]
+    attempt_id: str = ""
+    exit_code: int = 0
+
+
+class Launcher:
+    """The worker's end of one launcher process. It lives in the thread that started it: when that one ends, the launcher does."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [sys.executable, "-P", "-m", "worker.launcher", "--fd", str(theirs.fileno())]
+            search = os.pathsep.join(
+                [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
+            self._process = subprocess.Popen(
+                argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": search}
+            )
+        ours.setblocking(False)
+        self._socket = ours
+        self.is_alive = True
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def launch(self, request: Launch) -> bool:
+        """False where it cannot be asked now: the host loop does it again."""
+        try:
+            self._socket.send(json.dumps(asdict(request)).encode())
+        except OSError:
+            return False
+        return True
+
+    def heard(self) -> list[Told]:
+        """What it said since the last call; `is_alive` turns False when it has ended."""
+        told: list[Told] = []
+        while self.is_alive:
+            try:
+                message = self._socket.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return told
+            except ConnectionError:
+                message = b""
+            if not message:
+                self.is_alive = False
+                break
+            told.append(Told(**json.loads(message)))
+        return told
+
+    def close(self) -> None:
+        """It sees the end of the socket and leaves; its supervisors stay."""
+        self._socket.close()
+        self._process.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    worker_pid = os.getppid()
+    processes.die_with_parent(worker_pid, by=signal.SIGKILL)
+    settings = Settings()
+    configure(settings)
+    connection = socket.socket(fileno=parser.parse_args().fd)
+    connection.setblocking(False)
+    processes.name_this("ly-launcher")
+    processes.become_subreaper()
+    _warm()
+    with open(lock_path(settings), "a", encoding="ascii") as lock:
+        _take(lock.fileno())
+        _Forker(settings, connection).run()
+
+
+def lock_path(settings: Settings) -> Path:
+    directory = settings.data_dir / "hosts" / settings.host_name
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory / "launcher.lock"
+
+
+def _warm() -> None:
+    """Use, once and on nothing, what a supervisor will; then keep the collector off those pages, so that children share them."""
+    throw_away = Database("sqlite://")
+    with suppress(SQLAlchemyError), throw_away.read() as session:
+        attempts.get(session, "")
+    throw_away.dispose()
+    gc.collect()
+    gc.freeze()
+
+
+def _take(descriptor: int) -> None:
+    """An older launcher of this host is leaving; nobody waits for long, and the worker's death ends the waiting."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(LOCK_RETRY_S)
+
+
+class _Forker:
+    """The loop of the launcher process. It blocks on nothing but its two descriptors."""
+
+    def __init__(self, settings: Settings, connection: socket.socket) -> None:
+        self._settings, self._connection = settings, connection
+        self._attempts: dict[int, str] = {}
+        self._wake = Wake()
+
+    def run(self) -> None:
+        """Until the worker's end of the socket is closed."""
+        signal.set_wakeup_fd(self._wake.fd_for_signals, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+        # ^C goes to every process of a terminal: when to leave is the worker's to say.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        self._tell(Told("ready"))
+        while True:
+            self._reap()
+            try:
+                message = self._connection.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                self._wake.wait(3600.0, also=[self._connection.fileno()])
+                continue
+            except ConnectionError:
+                return
+            if not message:
+                return
+            self._fork(Launch(**json.loads(message)))
+
+    def _fork(self, request: Launch) -> None:
+        pid = os.fork()
+        if pid == 0:
+            code = supervisor.FAILED
+            try:
+                self._leave_all_behind(request)
+                code = supervisor.run(self._settings, request)
+            except BaseException:  # the process's edge
+                log.exception("the supervisor failed")
+            finally:
+                os._exit(code)
+        self._attempts[pid] = request.attempt_id
+
+    def _leave_all_behind(self, request: Launch) -> None:
+        """In the child: a session of its own, no descriptor, lock or signal handler of the launcher's."""
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        run_dir = self._settings.run_dir(request.job_id, request.number)
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        output = os.open(run_dir / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
+            os.dup2(source, target)
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        configure(self._settings, attempt=request.attempt_id, job=request.job_id)
+        processes.name_this("ly-supervisor")
+
+    def _reap(self) -> None:
+        ended, _ = processes.reap()
+        for pid, exit_code in ended:
+            # Others are orphans of supervisors that were killed: they came to this subreaper.
+            if attempt_id := self._attempts.pop(pid, None):
+                self._tell(Told("ended", attempt_id, exit_code))
+
+    def _tell(self, told: Told) -> None:
+        # A worker that does not listen finds out by the supervisor's lock.
+        with suppress(OSError):
+            self._connection.send(json.dumps(asdict(told)).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""Owns the rows of one attempt: what its files say, committed batch by batch with its offsets, under the fence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
+from sqlalchemy.orm import Session
+
+from store import attempts, checkpoints, events, hosts, jobs, logs, metrics
+from store.db import Database
+from store.metrics import Point
+from store.models import Job
+from store.states import Closing, Intent
+from worker import processes, tail
+from worker.cause import Verdict
+from worker.tail import Metrics, Pace, Phase, Published, Report
+
+BATCH_BYTES: Final = 1 << 20
+METRICS_BYTES: Final = 1 << 18
+MAX_NAMES: Final = 1000
+KEPT_TAIL_BYTES: Final = 256 * 1024
+"""Of each log past the cap, this much of its end is kept: it says why the rank died."""
+
+_POISON = (IntegrityError, DataError, ProgrammingError, ValueError, AssertionError)
+"""What a batch can raise that no retry mends; anything else is the database being away."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass
+class Offsets:
+    """How far the files have been committed. `kept_bytes` counts the logs' bytes that were not dropped."""
+
+    metrics: int
+    logs: dict[int, int]
+    kept_bytes: int
+    dropped: dict[int, int] = field(default_factory=dict[int, int])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of one rank's log at an offset; `data` is None for a range that is dropped."""
+
+    rank: int
+    offset: int
+    num_bytes: int
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class News:
+    """What the files hold beyond the offsets, as much as fits one transaction; `more` says that it was not all."""
+
+    reports: Sequence[Report]
+    num_bad: int
+    metrics_end: int
+    pieces: Sequence[Piece]
+    more: bool
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.reports or self.num_bad or self.pieces)
+
+
+class Ledger:
+    """One attempt's writer: its supervisor, or whoever cleans up after it. Every method raises LeaseLost once the attempt is closed.
+
+    `renewed_at` is the boot time read before the last transaction that renewed the lease began; `intent` is what it found.
+    """
+
+    def __init__(
+        self, database: Database, *, attempt_id: str, job_id: str, run_dir: Path, num_ranks: int, max_log_bytes: int
+    ) -> None:
+        self._database, self._run_dir = database, run_dir
+        self._attempt_id, self._job_id, self._num_ranks = attempt_id, job_id, num_ranks
+        self._tail_bytes = min(KEPT_TAIL_BYTES, max_log_bytes // (2 * num_ranks))
+        self._head_bytes = max_log_bytes - num_ranks * self._tail_bytes
+        self._offsets: Offsets | None = None
+        self._names: set[str] = set()
+        self._told: set[str] = set()
+        self._pace = Pace()
+        self._total_steps: int | None = None
+        self._is_poisoned = False
+        self.intent = Intent.RUN
+        self.renewed_at = processes.boottime()
+
+    def begin(self, *, boot_id: str) -> Job:
+        """starting → running: from here on this process has the lease."""
+        began = processes.boottime()
+        with self._database.write() as session:
+            job = attempts.begin(session, self._attempt_id, job_id=self._job_id, boot_id=boot_id)
+        self.renewed_at, self.intent = began, job.intent
+        return job
+
+    def look_at_intent(self) -> None:
+        """Without writing anything: for the moments between two renewals."""
+        with self._database.read() as session:
+            self.intent = jobs.get(session, self._job_id).intent
+
+    def commit(self, *, final: bool = False) -> News:
+        """Renew the lease and write what is new. `final`: nothing writes to the files any more, half characters included."""
+        news = self._look(final=final)
+        self._transact(news, lambda _session, _job: None)
+        return news
+
+    def close(self, verdict: Verdict, *, devices_clean: bool, is_stuck: bool = False) -> Closing:
+        """Drain the files to their end, then close the attempt together with the last of them.
+
+        `is_stuck`: a process of it cannot be ended, so its devices are quarantined.
+        """
+        while (news := self._look(final=True)).more:
+            self._transact(news, lambda _session, _job: None)
+
+        def closing(session: Session, job: Job) -> Closing:
+            self._tell_dropped(session, job)
+            answer = attempts.close(
+                session,
+                self._attempt_id,
+                job_id=self._job_id,
+                reason=verdict.reason,
+                message=verdict.message,
+                failing_rank=verdict.failing_rank,
+                result=verdict.result,
+                devices_clean=devices_clean,
+            )
+            if is_stuck:
+                hosts.quarantine(session, self._attempt_id)
+            return answer
+
+        return self._transact(news, closing)
+
+    def _transact(self, news: News, then: Callable[[Session, Job], T]) -> T:
+        """Fence, news, offsets, `then`: all or nothing. Whatever fails, the offsets are read again: a reply may be lost after a commit."""
+        began = processes.boottime()
+        try:
+            with self._database.write() as session:
+                job = attempts.renew(session, self._attempt_id, job_id=self._job_id)
+                self._record(session, job, news)
+                answer = then(session, job)
+        except _POISON:
+            self._offsets = None
+            if news.is_empty:
+                raise
+            log.exception("attempt %s: its files cannot be committed; going on without them", self._attempt_id)
+            self._is_poisoned = True
+            return self._transact(self._look(final=False), then)
+        except BaseException:
+            self._offsets = None
+            raise
+        self.renewed_at, self.intent = began, job.intent
+        self._advance(news)
+        return answer
+
+    def _look(self, *, final: bool) -> News:
+        offsets = self._offsets = self._offsets or self._committed()
+        if self._is_poisoned:
+            return News((), 0, offsets.metrics, (), more=False)
+        path = self._run_dir / "metrics.jsonl"
+        lines = tail.read_metrics(path, offsets.metrics, limit_bytes=METRICS_BYTES)
+        more = lines.end > offsets.metrics and tail.size(path) - lines.end >= METRICS_BYTES
+        pieces: list[Piece] = []
+        kept = offsets.kept_bytes
+        for rank in range(self._num_ranks):
+            found, rest = self._look_at_log(rank, offsets.logs.get(rank, 0), kept_bytes=kept, final=final)
+            pieces += found
+            kept += sum(piece.num_bytes for piece in found if piece.data is not None)
+            more = more or rest
+        if final:
+            more = more or (lines.end > offsets.metrics and tail.size(path) > lines.end)
+        return News(lines.reports, lines.num_bad, lines.end, pieces, more)
+
+    def _look_at_log(self, rank: int, offset: int, *, kept_bytes: int, final: bool) -> tuple[list[Piece], bool]:
+        """What of one log fits this transaction, and whether there is more."""
+        path = self._log_path(rank)
+        end = tail.size(path)
+        limit = BATCH_BYTES // self._num_ranks
+        room = self._head_bytes - kept_bytes
+        if room > 0:
+            limit = min(limit, max(4, room))
+        elif offset < end - self._tail_bytes:
+            return [Piece(rank, offset, end - self._tail_bytes - offset, None)], final
+        elif not final:
+            return [], False
+        pieces: list[Piece] = []
+        for chunk in tail.read_log(path, offset, limit_bytes=limit, final=final):
+            pieces.append(Piece(rank, offset, len(chunk), chunk))
+            offset += len(chunk)
+        return pieces, bool(pieces) and offset < end and (final or end - offset >= limit)
+
+    def _committed(self) -> Offsets:
+        with self._database.read() as session:
+            ends = logs.ends(session, self._attempt_id)
+            dropped = logs.dropped(session, self._attempt_id)
+            offset = attempts.get(session, self._attempt_id).metrics_offset
+        return Offsets(offset, ends, sum(ends.values()) - sum(dropped.values()), dropped)
+
+    def _record(self, session: Session, job: Job, news: News) -> None:
+        points = [point for report in news.reports if isinstance(report, Metrics) for point in report.points]
+        self._record_points(session, job, points)
+        for report in news.reports:
+            if isinstance(report, Published):
+                self._record_checkpoint(session, job, report)
+        for piece in news.pieces:
+            self._record_piece(session, piece, job)
+        if news.num_bad:
+            self._tell_once(session, job, "metrics_skipped", lines=news.num_bad)
+        if self._is_poisoned:
+            self._tell_once(session, job, "ingest_failed")
+        step = self._record_progress(session, job, news)
+        if self._offsets is not None and news.metrics_end > self._offsets.metrics:
+            attempts.advance_metrics(session, self._attempt_id, offset=news.metrics_end, step=step)
+
+    def _record_points(self, session: Session, job: Job, points: Sequence[Point]) -> None:
+        known = self._names
+        for point in points:
+            if len(known) < MAX_NAMES:
+                known.add(point.name)
+        kept = [point for point in points if point.name in known]
+        if len(kept) < len(points):
+            self._tell_once(session, job, "metrics_dropped", names=MAX_NAMES)
+        if kept:
+            metrics.append(session, job, attempt_id=self._attempt_id, points=kept)
+
+    def _record_checkpoint(self, session: Session, job: Job, report: Published) -> None:
+        # What a rank names outside its own directory, its successor shall not open.
+        if Path(report.dir).parent != self._run_dir / "checkpoints":
+            self._tell_once(session, job, "checkpoint_refused", dir=report.dir)
+            return
+        checkpoints.publish(
+            session,
+            job,
+            attempt_id=self._attempt_id,
+            step=report.step,
+            dir=report.dir,
+            manifest_sha256=report.manifest_sha256,
+        )
+
+    def _record_piece(self, session: Session, piece: Piece, job: Job) -> None:
+        if piece.data is None:
+            logs.drop(
+                session, attempt_id=self._attempt_id, rank=piece.rank, offset=piece.offset, num_bytes=piece.num_bytes
+            )
+            self._tell_once(session, job, "log_capped", rank=piece.rank, offset=piece.offset)
+            return
+        logs.append(session, job, attempt_id=self._attempt_id, rank=piece.rank, offset=piece.offset, data=piece.data)
+
+    def _record_progress(self, session: Session, job: Job, news: News) -> int | None:
+        """From rank 0's progress file, which is as new as its last step; from its reports where a trainer writes none."""
+        phase: str | None = None
+        step: int | None = None
+        for report in news.reports:
+            if isinstance(report, Phase):
+                phase, self._total_steps = report.phase, report.total_steps or self._total_steps
+            if isinstance(report, Metrics):
+                step = report.step
+        seen = tail.read_progress(self._run_dir / "r0.progress")
+        if seen is not None:
+            step, phase, self._total_steps = seen.step, seen.phase or phase, seen.total_steps or self._total_steps
+            self._pace.saw(seen.step, seen.monotonic)
+        else:
+            self._pace_by_reports(news.reports)
+        left_s = self._pace.left_s(self._total_steps)
+        jobs.progress(session, job, step=step, total_steps=self._total_steps, phase=phase, eta_s=left_s)
+        return step
+
+    def _pace_by_reports(self, reports: Sequence[Report]) -> None:
+        for report in reports:
+            if isinstance(report, Metrics) and report.points:
+                self._pace.saw(report.step, report.points[0].at.timestamp())
+
+    def _advance(self, news: News) -> None:
+        offsets = self._offsets
+        assert offsets is not None
+        offsets.metrics = news.metrics_end
+        for piece in news.pieces:
+            offsets.logs[piece.rank] = piece.offset + piece.num_bytes
+            if piece.data is None:
+                offsets.dropped[piece.rank] = offsets.dropped.get(piece.rank, 0) + piece.num_bytes
+                tail.punch(self._log_path(piece.rank), piece.offset, piece.num_bytes)
+            else:
+                offsets.kept_bytes += piece.num_bytes
+
+    def _tell_dropped(self, session: Session, job: Job) -> None:
+        dropped = self._offsets.dropped if self._offsets is not None else {}
+        for rank, num_bytes in sorted(dropped.items()):
+            if num_bytes:
+                events.append(session, job, kind="log_dropped", rank=rank, num_bytes=num_bytes)
+
+    def _tell_once(self, session: Session, job: Job, kind: str, **data: int | str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            events.append(session, job, kind=kind, **data)
+
+    def _log_path(self, rank: int) -> Path:
+        return self._run_dir / f"r{rank}.log"

@@ -1,0 +1,123 @@
+"""Owns what is decided between placement and launch: the inputs are looked at again, where to resume from, and config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from store import checkpoints, events, jobs
+from store.db import Database
+from store.errors import PathRefused
+from store.models import Checkpoint, Job
+from store.roots import resolve
+from store.settings import Settings
+from store.states import ExitReason
+from trainer.config import RunConfig, TrainConfig, check_inputs, inputs, kind_of
+
+FILE_FIELDS = frozenset(["train_file", "validation_file"])
+
+
+class Refused(Exception):
+    """The attempt cannot be launched; `str()` is a sentence for people that names the field."""
+
+    def __init__(self, reason: ExitReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def prepare(
+    settings: Settings, database: Database, job: Job, run_dir: Path, *, cpu_threads: int, simulated: bool
+) -> None:
+    """Write `run_dir`/config.json, whole. Raises Refused."""
+    try:
+        train = TrainConfig.model_validate(job.train)
+    except ValidationError as error:
+        raise Refused(ExitReason.USER_ERROR, _say(error)) from error
+    _check_inputs(settings, train)
+    checkpoint = _resume_from(database, job)
+    facts: dict[str, Any] = {
+        "device_type": "cpu" if simulated else job.device_type,
+        "rendezvous": f"file://{run_dir / 'rendezvous'}",
+        "resume_from_checkpoint": checkpoint,
+        "cpu_threads": cpu_threads,
+        "allow_network": settings.allow_network,
+    }
+    try:
+        config = RunConfig.model_validate(train.model_dump() | facts)
+    except ValidationError as error:
+        raise Refused(ExitReason.USER_ERROR, _say(error)) from error
+    _write(run_dir / "config.json", config.model_dump_json(indent=1))
+
+
+def verifies(directory: Path, manifest_sha256: str) -> bool:
+    """Whether every file is the one that the checkpoint was published with."""
+    try:
+        manifest = (directory / "manifest.json").read_bytes()
+        if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
+            return False
+        files = cast(dict[str, dict[str, Any]], json.loads(manifest)["files"])
+        return all(_describe(directory / name) == (facts["bytes"], facts["sha256"]) for name, facts in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _check_inputs(settings: Settings, train: TrainConfig) -> None:
+    """As the API does where it sees the files: here they are seen for certain."""
+    for field, value in inputs(train).items():
+        if kind_of(value) == "path" or field in FILE_FIELDS:
+            try:
+                resolve(value, roots=settings.data_roots, kind="file" if field in FILE_FIELDS else "directory")
+            except PathRefused as error:
+                raise Refused(ExitReason.USER_ERROR, f"train.{field}: {error}; {error.fix}") from error
+    for problem in check_inputs(train, allow_network=settings.allow_network):
+        raise Refused(ExitReason.USER_ERROR, f"train.{problem.field}: {problem.message}")
+
+
+def _resume_from(database: Database, job: Job) -> dict[str, str] | None:
+    """The newest checkpoint whose files verify; each that does not is told, once."""
+    with database.read() as session:
+        rows = checkpoints.newest_first(session, job.id)
+    broken: list[Checkpoint] = []
+    found: dict[str, str] | None = None
+    for row in rows:
+        if verifies(Path(row.dir), row.manifest_sha256):
+            found = {"dir": row.dir, "manifest_sha256": row.manifest_sha256}
+            break
+        if Path(row.dir).exists():
+            broken.append(row)
+    if found or broken:
+        _tell(database, job.id, found, broken)
+    return found
+
+
+def _tell(database: Database, job_id: str, found: dict[str, str] | None, broken: Sequence[Checkpoint]) -> None:
+    with database.write() as session:
+        job = jobs.touch(session, job_id)
+        for row in broken:
+            events.append(session, job, kind="checkpoint_corrupt", step=row.step, dir=row.dir)
+        if found:
+            events.append(session, job, kind="resuming", dir=found["dir"])
+
+
+def _describe(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.rename(path)
+
+
+def _say(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"train.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

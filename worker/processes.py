@@ -1,0 +1,142 @@
+"""Owns what the kernel tells of processes, and asks of it: descendants, environments, death signals, the clock of this boot. Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+ATTEMPT_VARIABLE: Final = "LONGYARD_ATTEMPT_ID"
+"""In the environment of every rank and of all it starts: how a host finds what a dead supervisor left behind."""
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def boottime() -> float:
+    """Seconds since boot, suspension included. Leases are judged by it: no wall clock, and no clock of another machine."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def die_with_parent(parent_pid: int, *, by: signal.Signals) -> None:
+    """Have the kernel send `by` when the parent dies; ends this process at once where it is dead already.
+
+    It fires when the parent's thread that forked ends, so parents fork from a thread that stays.
+    """
+    _prctl(_PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent_pid:
+        os._exit(0)
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants become children of this process instead of init's."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def name_this(name: str) -> None:
+    """What ps and top show, 15 characters. The environment is left alone: strays are found by it."""
+    _libc.prctl(_PR_SET_NAME, ctypes.create_string_buffer(name.encode()[:15]), 0, 0, 0)
+
+
+def reap() -> tuple[list[tuple[int, int]], bool]:
+    """Collect every child that has ended: [(pid, exit code, or -signal)], and whether any child is left.
+
+    For a subreaper, no child left is the proof that no descendant is.
+    """
+    ended: list[tuple[int, int]] = []
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended, False
+        if pid == 0:
+            return ended, True
+        ended.append((pid, os.waitstatus_to_exitcode(status)))
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on. A snapshot: whoever kills them looks again until there are none."""
+    children: dict[int, list[int]] = {}
+    for other in _pids():
+        parent = _parent_of(other)
+        if parent is not None:
+            children.setdefault(parent, []).append(other)
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found
+
+
+def of_attempt(attempt_id: str) -> list[int]:
+    """Processes whose environment carries the attempt's id. The environment is that of the exec: forked children inherit it."""
+    needle = f"{ATTEMPT_VARIABLE}={attempt_id}".encode()
+    return [pid for pid in _pids() if needle in _environment_of(pid)]
+
+
+def send(pids: list[int], signum: signal.Signals) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signum)
+        except ProcessLookupError:
+            continue
+
+
+def out_of_memory_kills() -> int:
+    """How often the kernel has killed for want of memory, in this process's cgroup where it can be seen, else on the machine."""
+    for path, key in (*_memory_events(), (Path("/proc/vmstat"), "oom_kill")):
+        try:
+            for line in path.read_text("ascii").splitlines():
+                name, _, value = line.partition(" ")
+                if name == key:
+                    return int(value)
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
+def _memory_events() -> Iterator[tuple[Path, str]]:
+    for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            yield Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events", "oom_kill"
+        elif controllers == "memory":
+            yield Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control", "oom_kill"
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command's name is in brackets and may hold anything, brackets and spaces too.
+    return int(stat[stat.rindex(b")") + 2 :].split()[1])
+
+
+def _environment_of(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -1,0 +1,135 @@
+"""Owns what is done for an attempt of this host whose supervisor is dead: end what it left, drain its files, close it, free its devices.
+
+Each step waits for nothing, so that the host loop goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from store import attempts, hosts
+from store.db import Database
+from store.errors import LeaseLost, NotFound
+from store.models import Attempt
+from store.notify import Notifier
+from store.settings import Settings
+from store.states import AttemptStatus, ExitReason, Intent
+from worker import cause, processes, runlock
+from worker.cause import Verdict
+from worker.ledger import Ledger
+from worker.runlock import RunLock
+
+QUARANTINE_S: Final = 30.0
+
+BY_INTENT: Final = {
+    Intent.CANCEL: Verdict(ExitReason.USER_CANCELLED, "cancelled"),
+    Intent.PAUSE: Verdict(ExitReason.PAUSED, "paused"),
+    Intent.PREEMPT: Verdict(ExitReason.PREEMPTED, "stopped for its host; it goes on from its last checkpoint"),
+}
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """One attempt on its way out. Call `step` until it answers True; it raises SQLAlchemyError while the database is away.
+
+    `is_closed`: somebody else has closed it, and only its devices wait. `kill_supervisor`: it lives, but its lease is over.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        notifier: Notifier,
+        attempt: Attempt,
+        *,
+        words: str,
+        is_closed: bool = False,
+        kill_supervisor: bool = False,
+    ) -> None:
+        self._settings, self._database, self._notifier = settings, database, notifier
+        self._attempt, self._words = attempt, words
+        self._is_closed, self._kill_supervisor = is_closed, kill_supervisor
+        self._run_dir = settings.run_dir(attempt.job_id, attempt.number)
+        self._lock: RunLock | None = None
+        self._since = processes.boottime()
+        log.warning("attempt %s: %s", attempt.id, words)
+
+    def step(self) -> bool:
+        """True when there is nothing more to do, also where the attempt turns out to be alive or closed."""
+        lock = self._take_lock()
+        if lock is None:
+            return not self._kill_supervisor
+        waited_s = processes.boottime() - self._since
+        strays = processes.of_attempt(self._attempt.id)
+        if strays and waited_s < QUARANTINE_S:
+            # Ranks got SIGTERM when their supervisor died: they are saving.
+            if self._is_closed or self._kill_supervisor or waited_s >= self._settings.sibling_grace_s:
+                processes.send(strays, signal.SIGKILL)
+            return False
+        try:
+            self._finish(is_stuck=bool(strays))
+        except LeaseLost:
+            log.info("attempt %s was closed by somebody else", self._attempt.id)
+        self.leave()
+        return True
+
+    def leave(self) -> None:
+        """Let the lock go; whoever finds the attempt next begins again."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _take_lock(self) -> RunLock | None:
+        """While we hold it no supervisor of this attempt can start."""
+        if self._lock is None:
+            if self._kill_supervisor and (pid := runlock.holder(self._run_dir)):
+                processes.send([pid], signal.SIGKILL)
+            lock = RunLock(self._run_dir)
+            if not lock.is_held:
+                lock.release()
+                return None
+            self._lock = lock
+        return self._lock
+
+    def _finish(self, *, is_stuck: bool) -> None:
+        attempt = self._attempt
+        if self._is_closed:
+            with self._database.write() as session:
+                (hosts.quarantine if is_stuck else hosts.free)(session, attempt.id)
+        else:
+            ledger = Ledger(
+                self._database,
+                attempt_id=attempt.id,
+                job_id=attempt.job_id,
+                run_dir=self._run_dir,
+                num_ranks=len(attempt.devices),
+                max_log_bytes=self._settings.max_log_bytes,
+            )
+            ledger.look_at_intent()
+            ledger.close(self._verdict(ledger.intent), devices_clean=not is_stuck, is_stuck=is_stuck)
+            self._notifier.publish_job(attempt.job_id)
+        self._notifier.publish_host(attempt.host)
+
+    def _verdict(self, intent: Intent) -> Verdict:
+        never_began = self._attempt.status is AttemptStatus.STARTING
+        reason = ExitReason.LAUNCH_ERROR if never_began else ExitReason.INFRA
+        verdict = cause.from_files(
+            self._run_dir, num_ranks=len(self._attempt.devices), otherwise=Verdict(reason, self._words)
+        )
+        return verdict if verdict.reason is ExitReason.COMPLETED else BY_INTENT.get(intent, verdict)
+
+
+def unverified(session: Session, host: str) -> list[Attempt]:
+    """Attempts of this host that others closed, whose devices wait for somebody to look."""
+    found: list[Attempt] = []
+    for attempt_id in hosts.unverified(session, host):
+        try:
+            found.append(attempts.get(session, attempt_id))
+        except NotFound:
+            continue
+    return found

@@ -1,0 +1,134 @@
+"""Owns the judging of leases, in whichever worker holds the `sweep` role: a beat that stands still for the lease's length is over.
+
+It compares no clocks: it watches, on its own, how long a beat has not changed. Where it could not watch for a while (the database was
+away, this process was stopped), the watching starts again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.exc import IntegrityError
+
+from store import attempts, hosts, leases
+from store.db import Database
+from store.errors import LeaseLost
+from store.settings import Settings
+from store.states import ExitReason, HostStatus
+from worker import processes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A beat, and the boot time at which it was first seen at this value."""
+
+    beat: int
+    since: float
+
+
+@dataclass(frozen=True)
+class Expired:
+    """An attempt on another host that was closed because nobody renews its lease."""
+
+    attempt_id: str
+    job_id: str
+
+
+class Sweeper:
+    """Takes and keeps the role, and judges while it has it. One call of `sweep` a turn of the host loop."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
+        self._seen: dict[str, Sighting] = {}
+        self._role: Sighting | None = None
+        self._looked_at: float | None = None
+        self.has_role = False
+
+    def sweep(self) -> list[Expired]:
+        """Renew or try to take the role; with it, judge every open attempt and host. Attempts of this host are their recovery's business,
+        but for those whose supervisor is stuck: these are told by `stuck`."""
+        now = processes.boottime()
+        if self._looked_at is None or now - self._looked_at > self._settings.lease_s / 2:
+            self._seen, self._role = {}, None
+        self._take_role(now)
+        self._looked_at = now
+        if not self.has_role:
+            self._seen = {}
+            return []
+        return self._judge(now)
+
+    @property
+    def stuck(self) -> frozenset[str]:
+        """Attempts, of any host, whose beat has stood still for the lease's length."""
+        now = processes.boottime()
+        return frozenset(key for key, seen in self._seen.items() if now - seen.since >= self._settings.lease_s)
+
+    def leave(self) -> None:
+        """Hand the role back, so that the next one need not wait for the lease's end."""
+        with self._database.write() as session:
+            leases.give_back(session, leases.SWEEP, holder=self._settings.host_name)
+
+    def _take_role(self, now: float) -> None:
+        stale = self._role is not None and now - self._role.since >= self._settings.lease_s
+        try:
+            with self._database.write() as session:
+                lease = leases.take(
+                    session,
+                    leases.SWEEP,
+                    holder=self._settings.host_name,
+                    stale_beat=self._role.beat if stale and self._role else None,
+                )
+                self.has_role = lease.holder == self._settings.host_name
+                self._role = _sight(self._role, lease.beat, now)
+        except IntegrityError:
+            self.has_role = False
+
+    def _judge(self, now: float) -> list[Expired]:
+        with self._database.read() as session:
+            beats = attempts.beats(session)
+            views = hosts.all_hosts(session)
+        self._seen = {key: _sight(self._seen.get(key), beat, now) for key, (_, _, beat) in beats.items()} | {
+            f"host {view.host.name}": _sight(self._seen.get(f"host {view.host.name}"), view.host.beat, now)
+            for view in views
+        }
+        for view in views:
+            if view.host.status is not HostStatus.LOST and f"host {view.host.name}" in self.stuck:
+                self._lose(view.host.name)
+        return self._expire(beats)
+
+    def _expire(self, beats: Mapping[str, tuple[str, str, int]]) -> list[Expired]:
+        expired: list[Expired] = []
+        for attempt_id in self.stuck & beats.keys():
+            job_id, host, _ = beats[attempt_id]
+            if host != self._settings.host_name and self._close(attempt_id, job_id, host):
+                expired.append(Expired(attempt_id, job_id))
+        return expired
+
+    def _close(self, attempt_id: str, job_id: str, host: str) -> bool:
+        try:
+            with self._database.write() as session:
+                attempts.close(
+                    session,
+                    attempt_id,
+                    job_id=job_id,
+                    reason=ExitReason.LEASE_EXPIRED,
+                    message=f"nobody on {host} has renewed its lease for {self._settings.lease_s:.0f} s",
+                    devices_clean=False,
+                )
+        except LeaseLost:
+            return False
+        log.warning("attempt %s on %s: its lease has expired", attempt_id, host)
+        return True
+
+    def _lose(self, name: str) -> None:
+        log.warning("host %s has not been heard for %.0f s", name, self._settings.lease_s)
+        with self._database.write() as session:
+            hosts.lose(session, name)
+
+
+def _sight(seen: Sighting | None, beat: int, now: float) -> Sighting:
+    return seen if seen is not None and seen.beat == beat else Sighting(beat, now)
