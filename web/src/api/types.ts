@@ -6,7 +6,7 @@ export type HostStatus = 'online' | 'draining' | 'lost';
 export type DeviceState = 'free' | 'held' | 'unverified' | 'quarantined';
 
 export interface Progress {
-  step: number;
+  step: number | null;
   total_steps: number | null;
   fraction: number | null;
   eta_s: number | null;

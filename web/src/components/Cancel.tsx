@@ -11,9 +11,14 @@ export function Cancel({ job, cancel }: { job: Job; cancel: () => Promise<void> 
   const asking = useSignal(false);
   const sending = useSignal(false);
   const problem = useSignal<string | null>(null);
+  const ask = useRef<HTMLButtonElement>(null);
   const keep = useRef<HTMLButtonElement>(null);
+  const wasAsking = useRef(false);
+  // The focus goes along: to the harmless answer, and back to where the question came from.
   useEffect(() => {
     if (asking.value) keep.current?.focus();
+    else if (wasAsking.current) ask.current?.focus();
+    wasAsking.current = asking.value;
   }, [asking.value]);
 
   if (isTerminal(job.status)) return null;
@@ -40,7 +45,13 @@ export function Cancel({ job, cancel }: { job: Job; cancel: () => Promise<void> 
   };
   if (!asking.value) {
     return (
-      <button type="button" class="button" data-testid="cancel" onClick={() => (asking.value = true)}>
+      <button
+        type="button"
+        class="button"
+        ref={ask}
+        data-testid="cancel"
+        onClick={() => (asking.value = true)}
+      >
         {t.cancel}
       </button>
     );

@@ -1,6 +1,7 @@
 // What was asked for: the training configuration as a table, or as the JSON to submit again.
 import { useSignal } from '@preact/signals';
 import type { Job } from '../api/types';
+import { specRows } from '../lib/spec';
 import { messages } from '../state/preferences';
 import { CopyButton } from './Copy';
 
@@ -39,10 +40,10 @@ export function Spec({ job }: { job: Job }) {
       ) : (
         <table class="spec">
           <tbody>
-            {Object.entries(job.train).map(([name, value]) => (
-              <tr key={name}>
-                <th scope="row">{name}</th>
-                <td>{valueText(value)}</td>
+            {specRows(job.train).map(([path, value]) => (
+              <tr key={path}>
+                <th scope="row">{path}</th>
+                <td>{value}</td>
               </tr>
             ))}
           </tbody>
@@ -55,9 +56,4 @@ export function Spec({ job }: { job: Job }) {
 function bodyOf(job: Job): object {
   const { name, preset, train, num_devices, device_type, priority, time_limit_s, labels } = job;
   return { name, preset, train, num_devices, device_type, priority, time_limit_s, labels };
-}
-
-function valueText(value: unknown): string {
-  if (value === null || value === undefined) return '–';
-  return typeof value === 'string' ? value : JSON.stringify(value);
 }

@@ -1,5 +1,6 @@
-// What happened to a job, newest last.
+// What happened to a job, in order.
 import type { JobEvent } from '../api/types';
+import { eventText } from '../lib/eventText';
 import { formatDateTime, formatTime } from '../lib/format';
 import { locale, messages } from '../state/preferences';
 
@@ -13,33 +14,24 @@ export function Timeline({ events }: { events: readonly JobEvent[] }) {
       {events.length === 0 && <p class="quiet">{t.events_none}</p>}
       <ol class="timeline" data-testid="events">
         {events.map((event) => (
-          <li key={event.seq}>
-            <time class="num" dateTime={event.at} title={formatDateTime(event.at, locale.value)}>
-              {formatTime(event.at, locale.value)}
-            </time>
-            <div>
-              <span class="event-kind">{event.kind.replaceAll('_', ' ')}</span>
-              <EventData data={event.data} />
-            </div>
-          </li>
+          <Entry key={event.seq} event={event} />
         ))}
       </ol>
     </section>
   );
 }
 
-function EventData({ data }: { data: JobEvent['data'] }) {
-  const entries = Object.entries(data).filter(([, value]) => value !== null && value !== '');
-  if (entries.length === 0) return null;
+function Entry({ event }: { event: JobEvent }) {
+  const { title, detail } = eventText(event, messages.value);
   return (
-    <span class="event-data quiet">
-      {entries.map(([key, value]) => `${key.replaceAll('_', ' ')} ${textOf(value)}`).join(' · ')}
-    </span>
+    <li data-kind={event.kind}>
+      <time class="num" dateTime={event.at} title={formatDateTime(event.at, locale.value)}>
+        {formatTime(event.at, locale.value)}
+      </time>
+      <div>
+        {title}
+        {detail !== null && <p class="event-detail quiet">{detail}</p>}
+      </div>
+    </li>
   );
-}
-
-function textOf(value: unknown): string {
-  if (typeof value === 'string') return value;
-  if (Array.isArray(value)) return value.map(textOf).join(', ');
-  return JSON.stringify(value);
 }

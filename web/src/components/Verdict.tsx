@@ -2,7 +2,8 @@
 import type { ComponentChildren } from 'preact';
 import type { Job, Result } from '../api/types';
 import { parseAnsi } from '../lib/ansi';
-import { formatNumber } from '../lib/format';
+import { reasonText } from '../lib/eventText';
+import { formatCount, formatNumber } from '../lib/format';
 import { locale, messages } from '../state/preferences';
 import { CopyButton } from './Copy';
 
@@ -14,7 +15,7 @@ export function Results({ result }: { result: Result }) {
       {after !== null && (
         <Tile
           label={t.perplexity}
-          note={before !== null && before > after ? t.times_lower(num(before / after)) : null}
+          note={before !== null && before > after ? t.times_lower(times(before / after)) : null}
         >
           {before !== null && (
             <>
@@ -57,7 +58,7 @@ export function Failure({ job }: { job: Job }) {
   const t = messages.value;
   const { attempt } = job;
   const rank = attempt?.failing_rank ?? null;
-  const reason = attempt?.exit_reason?.replaceAll('_', ' ') ?? null;
+  const reason = attempt?.exit_reason ? reasonText(attempt.exit_reason, t) : null;
   return (
     <section class="card failure" aria-labelledby="failure-title" data-testid="failure">
       <h2 id="failure-title">{t.failure_title}</h2>
@@ -102,5 +103,9 @@ function Tile({
     </div>
   );
 }
+
+/** "8.4", "79": a ratio says no more than that. */
+const times = (ratio: number): string =>
+  ratio < 10 ? num(Math.round(ratio * 10) / 10) : formatCount(ratio, locale.value);
 
 const num = (value: number): string => formatNumber(value, locale.value);

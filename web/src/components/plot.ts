@@ -2,32 +2,34 @@
 import uPlot from 'uplot';
 import { formatAxis, formatCount, type Locale } from '../lib/format';
 
-export interface PlotTrack {
-  label: string;
-  side?: 'left' | 'right';
-}
-
 export interface PlotOptions {
+  /** Whether the values stand on a logarithmic scale. */
   log: boolean;
   locale: Locale;
   /** The step under the pointer, or null when it leaves. */
   onStep: (step: number | null) => void;
 }
 
+export interface Table {
+  data: uPlot.AlignedData;
+  /** Steps whose value is NaN or infinite. */
+  flags: number[];
+}
+
 export interface Plot {
-  update: (table: { data: uPlot.AlignedData; flags: number[] }) => void;
+  update: (table: Table) => void;
   destroy: () => void;
 }
 
 const HEIGHT = 220;
 const CROSSHAIR = 'charts';
+const SPARSE = 40;
 
 // uPlot's own enums are types only.
 const LINEAR = 1;
 const LOGARITHMIC = 3;
-const RIGHT = 1;
 
-export function drawChart(box: HTMLElement, tracks: readonly PlotTrack[], options: PlotOptions): Plot {
+export function drawChart(box: HTMLElement, numLines: number, options: PlotOptions): Plot {
   let flags: number[] = [];
   let pending: uPlot.AlignedData | null = null;
   let frame = 0;
@@ -36,15 +38,11 @@ export function drawChart(box: HTMLElement, tracks: readonly PlotTrack[], option
       width: box.clientWidth,
       height: HEIGHT,
       legend: { show: false },
-      padding: [12, tracks.some((track) => track.side === 'right') ? 0 : 12, 0, 0],
+      padding: [12, 12, 0, 0],
       cursor: { sync: { key: CROSSHAIR }, points: { size: 7 }, drag: { x: true, y: false } },
-      scales: {
-        x: { time: false },
-        left: { distr: options.log ? LOGARITHMIC : LINEAR },
-        right: {},
-      },
-      axes: axesOf(box, tracks, options),
-      series: [{}, ...tracks.map((track, index) => seriesOf(box, track, index))],
+      scales: { x: { time: false }, y: { distr: options.log ? LOGARITHMIC : LINEAR } },
+      axes: axesOf(box, options),
+      series: [{}, ...Array.from({ length: numLines }, (_, index) => seriesOf(box, index))],
       hooks: {
         setCursor: [(self) => options.onStep(stepUnder(self))],
         draw: [(self) => markFlags(self, flags, inkOf(box, 'ink-bad'))],
@@ -60,6 +58,7 @@ export function drawChart(box: HTMLElement, tracks: readonly PlotTrack[], option
     frame = 0;
     if (pending) plot.setData(pending, !isZoomed(plot));
     pending = null;
+    plot.redraw(false);
   };
   return {
     // Messages may come in bursts; a frame draws the newest only.
@@ -76,40 +75,38 @@ export function drawChart(box: HTMLElement, tracks: readonly PlotTrack[], option
   };
 }
 
-function axesOf(box: HTMLElement, tracks: readonly PlotTrack[], { locale, log }: PlotOptions): uPlot.Axis[] {
-  const font = `11px ${getComputedStyle(box).fontFamily}`;
+function axesOf(box: HTMLElement, { locale, log }: PlotOptions): uPlot.Axis[] {
   const common = {
     stroke: inkOf(box, 'ink-axis'),
-    font,
+    font: `11px ${getComputedStyle(box).fontFamily}`,
     ticks: { show: false },
-    grid: { stroke: inkOf(box, 'ink-grid'), width: 1 },
   };
-  const values = (_: uPlot, ticks: (number | null)[]): string[] =>
-    ticks.map((tick) => (tick === null ? '' : formatAxis(tick, locale)));
-  const axes: uPlot.Axis[] = [
-    {
-      ...common,
-      grid: { show: false },
-      size: 28,
-      values: (_, ticks) => ticks.map((tick) => wholeStep(tick, locale)),
-    },
-    { ...common, scale: 'left', size: 48, values, ...(log ? {} : { space: 36 }) },
-  ];
-  if (tracks.some((track) => track.side === 'right')) {
-    axes.push({ ...common, scale: 'right', side: RIGHT, size: 48, grid: { show: false }, values });
-  }
-  return axes;
+  const steps: uPlot.Axis = {
+    ...common,
+    grid: { show: false },
+    size: 28,
+    values: (_, ticks) => ticks.map((tick) => wholeStep(tick, locale)),
+  };
+  const values: uPlot.Axis = {
+    ...common,
+    grid: { stroke: inkOf(box, 'ink-grid'), width: 1 },
+    size: 48,
+    space: 36,
+    values: (_, ticks) => ticks.map((tick) => formatAxis(tick, locale)),
+    ...(log
+      ? { splits: (_self, _axis, min, max) => decades(min, max), filter: (_self, ticks) => ticks }
+      : {}),
+  };
+  return [steps, values];
 }
 
-function seriesOf(box: HTMLElement, track: PlotTrack, index: number): uPlot.Series {
+function seriesOf(box: HTMLElement, index: number): uPlot.Series {
   return {
-    label: track.label,
-    scale: track.side ?? 'left',
     stroke: inkOf(box, `ink-${index}`),
     width: 1.75,
-    ...(index > 0 ? { dash: [5, 4] } : {}),
     spanGaps: false,
-    points: { show: (_self, _index, from, to) => to - from < 2, size: 5 },
+    // A line of few points shows where they are; one of a single point would show nothing else.
+    points: { size: 5, show: (self, series) => isSparse(self.data[series] ?? []) },
   };
 }
 
@@ -126,6 +123,21 @@ function inkOf(box: HTMLElement, className: string): string {
 function stepUnder(plot: uPlot): number | null {
   const index = plot.cursor.idx;
   return typeof index === 'number' ? (plot.data[0][index] ?? null) : null;
+}
+
+function isSparse(values: ArrayLike<number | null | undefined>): boolean {
+  let count = 0;
+  for (let index = 0; index < values.length && count <= SPARSE; index++) if (values[index] != null) count++;
+  return count <= SPARSE;
+}
+
+/** Powers of ten; with 2 and 5 between where one decade is all there is. */
+function decades(min: number, max: number): number[] {
+  const powers: number[] = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power++)
+    powers.push(10 ** power);
+  const ticks = powers.length > 3 ? powers : powers.flatMap((power) => [power, 2 * power, 5 * power]);
+  return ticks.filter((tick) => tick >= min && tick <= max);
 }
 
 function isZoomed(plot: uPlot): boolean {

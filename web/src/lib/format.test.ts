@@ -22,6 +22,7 @@ test('numbers keep about four digits', () => {
   expect(formatNumber(4100.9, 'en')).toBe('4,101');
   expect(formatNumber(52.1234, 'en')).toBe('52.12');
   expect(formatNumber(5e-5, 'en')).toBe('5.00e-5');
+  expect(formatNumber(0.00131, 'en')).toBe('0.00131');
   expect(formatNumber(0, 'en')).toBe('0');
   expect(formatAxis(12_000, 'en')).toBe('12K');
 });

@@ -16,14 +16,15 @@ const formats = new Map<string, Intl.NumberFormat>();
 export function formatNumber(value: number, locale: Locale): string {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(2).replace('e+', 'e');
-  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : size >= 0.1 ? 3 : 4;
+  if (size < 0.1) return numberFormat(locale, { maximumSignificantDigits: 3 }).format(value);
+  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 10 ? 2 : 3;
   return numberFormat(locale, { maximumFractionDigits: digits }).format(value);
 }
 
 /** A value on a chart's axis: short enough for its gutter. */
 export function formatAxis(value: number, locale: Locale): string {
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-3) return value.toExponential(0).replace('e+', 'e');
+  if (size !== 0 && size < 1e-4) return value.toExponential(0).replace('e+', 'e');
   return numberFormat(locale, { notation: 'compact', maximumSignificantDigits: 3 }).format(value);
 }
 

@@ -29,7 +29,7 @@ export function upsertJob(jobs: readonly Job[], job: Job): readonly Job[] {
 export function matches(job: Job, filter: JobFilter): boolean {
   if (filter.status !== null && job.status !== filter.status) return false;
   const text = filter.text.trim().toLowerCase();
-  return text === '' || [job.name, job.preset, job.id].some((field) => field.toLowerCase().includes(text));
+  return text === '' || [job.name, job.id].some((field) => field.toLowerCase().includes(text));
 }
 
 /** Ids are time-ordered, so they settle jobs of one instant. */

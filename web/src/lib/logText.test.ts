@@ -50,10 +50,6 @@ describe('append', () => {
     expect(append(log, { ...range(0, 'x\n'), attempt: 2 })).toBe(log);
   });
 
-  test('shows the last frame of a progress bar', () => {
-    expect(joined(emptyLog(1, 0), range(0, ' 10%\r 20%\r 30%\nend\r\n')).lines).toEqual([' 30%', 'end']);
-  });
-
   test('lets the oldest lines go and counts them', () => {
     const text = 'x\n'.repeat(MAX_LINES);
     const log = joined(emptyLog(1, 0), range(0, text), range(text.length, 'y\n'));

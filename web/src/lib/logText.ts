@@ -49,15 +49,9 @@ function addText(log: LogText, text: string): LogText {
   const lines = log.lines.slice();
   if (log.open) parts[0] = `${lines.pop() ?? ''}${parts[0] ?? ''}`;
   const last = parts.pop() ?? '';
-  for (const part of parts) lines.push(lastFrame(part));
+  lines.push(...parts);
   if (last !== '') lines.push(last);
   return { ...log, lines, open: last !== '' };
-}
-
-/** A progress bar redraws its line after a carriage return: what a terminal would show at the end is the last frame. */
-function lastFrame(line: string): string {
-  const text = line.endsWith('\r') ? line.slice(0, -1) : line;
-  return text.slice(text.lastIndexOf('\r') + 1);
 }
 
 function trim(log: LogText): LogText {

@@ -15,7 +15,7 @@ import { Status } from '../components/Status';
 import { Age, Elapsed } from '../components/Time';
 import { Timeline } from '../components/Timeline';
 import { Failure, Results } from '../components/Verdict';
-import { openJob, type JobView } from '../state/job';
+import { openJob, type Charted, type JobView } from '../state/job';
 import { locale, messages } from '../state/preferences';
 
 export function JobPage({ id }: { id: string }) {
@@ -47,7 +47,7 @@ function Loaded({ view, job }: { view: JobView; job: Job }) {
       <Head job={job} cancel={view.cancel} />
       {job.status === 'failed' && <Failure job={job} />}
       {job.result && <Results result={job.result} />}
-      <Charts view={view} live={!isTerminal(job.status)} />
+      <Charts view={view} job={job} />
       <LogPanel job={job} attempts={view.attempts.value} log={view.log} />
       <div class="pair">
         <Timeline events={view.events.value} />
@@ -72,7 +72,7 @@ function Head({ job, cancel }: { job: Job; cancel: () => Promise<void> }) {
         </div>
         <Cancel job={job} cancel={cancel} />
       </div>
-      {job.progress && (
+      {(job.progress || job.status === 'running') && (
         <div class="head-progress">
           <ProgressBar job={job} />
           <ProgressText job={job} />
@@ -128,15 +128,20 @@ function Fact({ label, children }: { label: string; children: preact.ComponentCh
   );
 }
 
-function Charts({ view, live }: { view: JobView; live: boolean }) {
+function Charts({ view, job }: { view: JobView; job: Job }) {
   const t = messages.value;
   const { series } = view;
+  const live = !isTerminal(job.status);
+  const evaluates = job.train['do_eval'] !== false;
+  // A chart that may still fill stands from the start, so that nothing below it moves.
+  const shown = (one: Charted, expected: boolean): boolean =>
+    series[one].value.size > 0 || (live && expected);
   return (
     <div class="charts">
       <Chart
         title={t.chart_loss}
         testId="chart-loss"
-        live={live}
+        empty={live ? t.chart_waiting : t.chart_none}
         tracks={[
           { label: t.series_loss, series: series.loss },
           { label: t.series_eval_loss, series: series.eval_loss },
@@ -145,26 +150,26 @@ function Charts({ view, live }: { view: JobView; live: boolean }) {
       <Chart
         title={t.chart_speed}
         testId="chart-speed"
-        live={live}
+        empty={live ? t.chart_waiting : t.chart_none}
         tracks={[
           { label: t.series_samples_per_second, series: series.samples_per_second },
-          { label: t.series_tokens_per_second, series: series.tokens_per_second, side: 'right' },
+          { label: t.series_tokens_per_second, series: series.tokens_per_second, readout: true },
         ]}
       />
-      {series.perplexity.value.size > 0 && (
+      {shown('perplexity', evaluates) && (
         <Chart
           title={t.chart_perplexity}
           testId="chart-perplexity"
-          live={live}
+          empty={t.chart_waiting_evaluation}
           log
           tracks={[{ label: t.series_perplexity, series: series.perplexity }]}
         />
       )}
-      {series.learning_rate.value.size > 0 && (
+      {shown('learning_rate', true) && (
         <Chart
           title={t.chart_learning_rate}
           testId="chart-learning-rate"
-          live={live}
+          empty={t.chart_waiting}
           tracks={[{ label: t.series_learning_rate, series: series.learning_rate }]}
         />
       )}

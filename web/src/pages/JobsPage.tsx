@@ -2,7 +2,7 @@
 import { useEffect } from 'preact/hooks';
 import type { Job, JobStatus } from '../api/types';
 import { formatNumber, formatRanges } from '../lib/format';
-import { matches, STATUSES } from '../lib/jobList';
+import { isTerminal, matches, STATUSES } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { CopyButton } from '../components/Copy';
 import { LoadingNotice, Notice } from '../components/Notice';
@@ -131,13 +131,13 @@ function Row({ job }: { job: Job }) {
 }
 
 function RowProgress({ job }: { job: Job }) {
-  if (job.status === 'queued')
-    return <span class="quiet clamp">{job.wait?.reason ?? job.status_reason}</span>;
-  if (job.status === 'failed') return <span class="quiet clamp">{job.status_reason}</span>;
-  if (!job.progress) return <span class="quiet clamp">{job.status_reason}</span>;
+  const sentence = job.status === 'queued' ? (job.wait?.reason ?? job.status_reason) : job.status_reason;
+  if (job.status === 'queued' || job.status === 'failed' || !job.progress) {
+    return <span class="quiet clamp">{sentence}</span>;
+  }
   return (
     <>
-      <ProgressBar job={job} />
+      {!isTerminal(job.status) && <ProgressBar job={job} />}
       <ProgressText job={job} percent={false} />
     </>
   );
@@ -148,7 +148,7 @@ function RowResult({ job }: { job: Job }) {
   const { result } = job;
   if (result?.perplexity != null) return <Measure label={t.perplexity} value={result.perplexity} />;
   if (result?.train_loss != null) return <Measure label={t.loss} value={result.train_loss} />;
-  return <span class="quiet">–</span>;
+  return <span class="quiet none">–</span>;
 }
 
 function Measure({ label, value }: { label: string; value: number }) {

@@ -10,7 +10,7 @@ import { messages } from '../state/preferences';
 type Credentials = { code: string } | { token: string };
 
 /** Taken at once and out of the address, so that the code stays in no history. */
-const code = decodeURIComponent(location.hash.slice(1));
+const code = location.hash.slice(1);
 const next = safeNext(new URLSearchParams(location.search).get('next'));
 history.replaceState(null, '', location.pathname + location.search);
 
@@ -63,9 +63,14 @@ function Ways({ signIn }: { signIn: (credentials: Credentials) => Promise<void> 
   const token = useSignal('');
   return (
     <>
-      <p>
-        {t.login_how} <code>./run up</code> {t.login_new} <code>longyard login</code>
-      </p>
+      <ul class="login-ways">
+        <li>
+          <code>./run up</code> {t.login_up}
+        </li>
+        <li>
+          <code>longyard login</code> {t.login_new}
+        </li>
+      </ul>
       <form
         onSubmit={(event) => {
           event.preventDefault();

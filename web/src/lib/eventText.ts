@@ -1,0 +1,75 @@
+// An event of a job as a sentence for people; a kind that is not known here is shown as it came.
+import type { JobEvent } from '../api/types';
+import { formatRanges } from './format';
+import { STATUSES } from './jobList';
+import type { Messages } from './messages';
+
+export interface EventText {
+  title: string;
+  detail: string | null;
+}
+
+type Data = JobEvent['data'];
+
+export function eventText(event: Pick<JobEvent, 'kind' | 'data'>, t: Messages): EventText {
+  const tell = TELL.get(event.kind);
+  return tell ? tell(event.data, t) : { title: words(event.kind), detail: summary(event.data) };
+}
+
+/** An attempt's exit reason in words; one that is not known here as it came. */
+export function reasonText(reason: string, t: Messages): string {
+  return new Map(Object.entries(t.exit_reasons)).get(reason) ?? words(reason);
+}
+
+const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
+  Object.entries({
+    submitted: (data, t) => ({ title: t.event_submitted(text(data['owner'])), detail: null }),
+    placed: (data, t) => ({
+      title: t.event_placed(text(data['attempt']), text(data['host']), cards(data['devices'])),
+      detail: null,
+    }),
+    attempt_started: (data, t) => ({ title: t.event_attempt_started(text(data['attempt'])), detail: null }),
+    attempt_closed: (data, t) => ({
+      title: t.event_attempt_closed(text(data['attempt']), reasonText(text(data['exit_reason']), t)),
+      detail: text(data['message']) || null,
+    }),
+    status: (data, t) => ({
+      title: statusWord(text(data['status']), t),
+      detail: text(data['reason']) || null,
+    }),
+    checkpoint: (data, t) => ({ title: t.event_checkpoint(text(data['step'])), detail: null }),
+    checkpoint_corrupt: (data, t) => ({
+      title: t.event_checkpoint_corrupt(text(data['step'])),
+      detail: null,
+    }),
+    resuming: (data, t) => ({ title: t.event_resuming, detail: text(data['dir']) || null }),
+    cancel_requested: (_, t) => ({ title: t.event_cancel_requested, detail: null }),
+    preempt_requested: (data, t) => ({ title: t.event_preempt_requested, detail: text(data['why']) || null }),
+    log_dropped: (data, t) => ({
+      title: t.event_log_dropped(text(data['rank']), text(data['num_bytes'])),
+      detail: null,
+    }),
+  } satisfies Record<string, (data: Data, t: Messages) => EventText>),
+);
+
+function statusWord(status: string, t: Messages): string {
+  const known = STATUSES.find((one) => one === status);
+  return known ? t[known] : words(status);
+}
+
+const words = (name: string): string => name.replaceAll('_', ' ');
+
+const cards = (value: unknown): string =>
+  Array.isArray(value) ? formatRanges(value.filter((index) => typeof index === 'number')) : '';
+
+function summary(data: Data): string | null {
+  const entries = Object.entries(data).filter(([, value]) => text(value) !== '');
+  return entries.map(([key, value]) => `${words(key)} ${text(value)}`).join(' · ') || null;
+}
+
+function text(value: unknown): string {
+  if (value === null || value === undefined) return '';
+  if (typeof value === 'string') return value;
+  if (Array.isArray(value)) return value.map(text).join(', ');
+  return JSON.stringify(value);
+}
