@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 import uvicorn
 
+from api.errors import DATABASE_ERRORS
 from api.main import create_app
 from api.plane import Plane
 from store import tokens
@@ -69,15 +70,10 @@ def main() -> int:
     _write_url(settings.url_file, url)
     log.info("listening", url=url)
     try:
-        serve(app, plane, listener)
+        server_of(app, plane).run(sockets=[listener])
     finally:
         _remove_url(settings.url_file, url)
     return 0
-
-
-def serve(app: object, plane: Plane, listener: socket.socket) -> None:
-    """Until SIGTERM or SIGINT."""
-    server_of(app, plane).run(sockets=[listener])
 
 
 def server_of(app: object, plane: Plane) -> Server:
@@ -97,7 +93,9 @@ def server_of(app: object, plane: Plane) -> Server:
 
 def listen(host: str, port: int) -> socket.socket:
     """Raises OSError where the address is taken or is not ours."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -122,8 +120,8 @@ def _refusal(settings: Settings) -> str | None:
     if _is_loopback(settings.host) or settings.allowed_hosts:
         return None
     return (
-        f"LONGYARD_HOST={settings.host} can be reached from other machines, where traffic is not encrypted and pages of any site may try to\n"
-        "call this server by a name of their own. Set LONGYARD_ALLOWED_HOSTS to the names people will call it by, and put TLS before it."
+        f"LONGYARD_HOST={settings.host} can be reached from other machines, and pages of any site may call it by a name of their own.\n"
+        "Set LONGYARD_ALLOWED_HOSTS to the names people will call this server by, and put TLS before it: tokens travel as they are."
     )
 
 
@@ -136,9 +134,14 @@ def _is_loopback(host: str) -> bool:
 
 def _prepare(plane: Plane) -> str | None:
     """The admin's token; a sentence where the database is not as this code needs it."""
-    revision = plane.database.schema_revision()
+    try:
+        revision = plane.database.schema_revision()
+    except DATABASE_ERRORS as error:
+        return f"The database does not open ({error.__cause__}). `python -m migrations` makes one; else see LONGYARD_DATABASE_URL."
     if revision != REVISION:
-        return f"The database is at schema {revision or 'none'}, this code needs {REVISION}. Run `python -m migrations`."
+        return (
+            f"The database is at schema {revision or 'none'}, this code needs {REVISION}. Run `python -m migrations`."
+        )
     with plane.database.write() as session:
         tokens.ensure_admin(session, plane.settings.token_file)
     return None
@@ -173,9 +176,11 @@ def _log_as_json(level: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=structlog.processors.JSONRenderer()))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=structlog.processors.JSONRenderer())
+    )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    logging.getLogger("uvicorn").setLevel("ERROR" if level == "error" else "WARNING")
 
 
 if __name__ == "__main__":

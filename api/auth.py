@@ -74,7 +74,10 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, settings: Settings, identities: Identities) -> None:
         self._app = app
-        self._hosts = frozenset(name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)) - {"0.0.0.0", "::"}  # noqa: S104
+        self._hosts = frozenset(name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)) - {
+            "0.0.0.0",
+            "::",
+        }  # noqa: S104
         self._identities = identities
         self._limiter: anyio.CapacityLimiter | None = None
 
@@ -93,7 +96,9 @@ class Guard:
             problem = errors.of_exception(error)
             if problem is None:
                 raise
-            answer = _sign_in_page(scope, headers, problem) or errors.response(problem, request_id=scope["state"]["request_id"])
+            answer = _sign_in_page(scope, headers, problem) or errors.response(
+                problem, request_id=scope["state"]["request_id"]
+            )
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, send)
@@ -102,7 +107,10 @@ class Guard:
         """A page of another site that resolves its own name to our address sends that name: DNS rebinding ends here."""
         names = headers.getlist("host")
         if len(names) != 1 or _without_port(names[0]).lower() not in self._hosts:
-            raise Problem("invalid_host", "This server is not called by that name. Add it to LONGYARD_ALLOWED_HOSTS if it should be.")
+            raise Problem(
+                "invalid_host",
+                "This server is not called by that name. Add it to LONGYARD_ALLOWED_HOSTS if it should be.",
+            )
 
     async def _admit(self, scope: Scope, headers: Headers) -> Literal["open", "token", "session"]:
         if any(scope["method"] in methods and path.fullmatch(scope["path"]) for methods, path in OPEN):
@@ -111,7 +119,9 @@ class Guard:
         identity = self._identities.remembered(secret, kind=kind)
         if identity is None:
             self._limiter = self._limiter or anyio.CapacityLimiter(8)
-            identity = await anyio.to_thread.run_sync(lambda: self._identities.verify(secret, kind=kind), limiter=self._limiter)
+            identity = await anyio.to_thread.run_sync(
+                lambda: self._identities.verify(secret, kind=kind), limiter=self._limiter
+            )
         scope["state"]["identity"], scope["state"]["credentials"] = identity, kind
         return kind
 
@@ -129,7 +139,10 @@ def _credentials(headers: Headers) -> tuple[str, Literal["token", "session"]]:
     if authorization is not None:
         scheme, _, secret = authorization.partition(" ")
         if scheme.lower() != "bearer" or not 0 < len(secret.strip()) <= 256:
-            raise Problem("unauthenticated", "Send `Authorization: Bearer <token>`; the token is in the data directory's file `token`.")
+            raise Problem(
+                "unauthenticated",
+                "Send `Authorization: Bearer <token>`; the token is in the data directory's file `token`.",
+            )
         return secret.strip(), "token"
     secret = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
     if not 0 < len(secret) <= 256:
@@ -154,7 +167,9 @@ async def _bounded_body(headers: Headers, receive: Receive) -> Receive:
     length = headers.get("content-length")
     has_body = length not in (None, "0") or "transfer-encoding" in headers
     content_type = headers.get("content-type")
-    if (has_body or content_type is not None) and (content_type or "").partition(";")[0].strip().lower() != "application/json":
+    if (has_body or content_type is not None) and (content_type or "").partition(";")[
+        0
+    ].strip().lower() != "application/json":
         raise Problem("unsupported_media_type", "Send JSON, with `Content-Type: application/json`.")
     if length is not None and (not length.isdecimal() or len(length) > 12 or int(length) > MAX_BODY_BYTES):
         raise _too_large()
@@ -191,9 +206,8 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _too_large() -> Problem:
-    return Problem(
-        "too_large", f"The body is larger than {MAX_BODY_BYTES // 1024} KiB. Put data into files and name them.", headers={"Connection": "close"}
-    )
+    detail = f"The body is larger than {MAX_BODY_BYTES // 1024} KiB. Put data into files and name them."
+    return Problem("too_large", detail, headers={"Connection": "close"})
 
 
 def _sign_in_page(scope: Scope, headers: Headers, problem: Problem) -> ASGIApp | None:

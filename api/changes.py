@@ -54,7 +54,9 @@ def read(database: Database, job_id: str, cursor: Cursor) -> Batch:
         if cursor.rev > job.rev:  # a cursor from before the database was restored: begin anew
             cursor = Cursor(0)
         if cursor == Cursor(job.rev):
-            return Batch(job.rev, job.rev, _end(job.rev) if job.status in TERMINAL_JOB else b"", ended=job.status in TERMINAL_JOB)
+            return Batch(
+                job.rev, job.rev, _end(job.rev) if job.status in TERMINAL_JOB else b"", ended=job.status in TERMINAL_JOB
+            )
         upto, messages = _rows(session, job_id, after=cursor.rev, upto=job.rev)
         parts = list(_numbered(messages, cursor, upto))
         more = upto < job.rev
@@ -97,9 +99,23 @@ def _numbered(messages: Iterable[_Message], cursor: Cursor, upto: int) -> Iterab
 
 def _rows(session: Session, job_id: str, *, after: int, upto: int) -> tuple[int, list[_Message]]:
     """Messages of the revs in (after, upto], ordered by rev and kind; `upto` shrinks to the last rev that was read whole."""
-    chunks, upto = _page(lambda limit: logs.since(session, job_id, after_rev=after, limit=limit), _rev_of_pair, MAX_LOG_CHUNKS, after, upto)
-    facts, upto = _page(lambda limit: events.since(session, job_id, after_rev=after, limit=limit), _rev, MAX_EVENTS, after, upto)
-    points, upto = _page(lambda limit: metrics.since(session, job_id, after_rev=after, limit=limit), _rev_of_pair, MAX_POINTS, after, upto)
+    chunks, upto = _page(
+        lambda limit: logs.since(session, job_id, after_rev=after, limit=limit),
+        _rev_of_pair,
+        MAX_LOG_CHUNKS,
+        after,
+        upto,
+    )
+    facts, upto = _page(
+        lambda limit: events.since(session, job_id, after_rev=after, limit=limit), _rev, MAX_EVENTS, after, upto
+    )
+    points, upto = _page(
+        lambda limit: metrics.since(session, job_id, after_rev=after, limit=limit),
+        _rev_of_pair,
+        MAX_POINTS,
+        after,
+        upto,
+    )
     messages = [
         *(message for number, chunk in chunks if (message := _log(session, number, chunk))),
         *(_Message(fact.rev, "event", views.event(fact).model_dump_json()) for fact in facts),
@@ -144,7 +160,13 @@ def _log(session: Session, number: int, chunk: LogChunk) -> _Message | None:
     data = data[: len(data) - logtext.cut(data)]
     if not data:
         return None
-    body = {"attempt": number, "rank": chunk.rank, "offset": offset, "end": offset + len(data), "text": logtext.text(data)}
+    body = {
+        "attempt": number,
+        "rank": chunk.rank,
+        "offset": offset,
+        "end": offset + len(data),
+        "text": logtext.text(data),
+    }
     return _Message(chunk.rev, "log", orjson.dumps(body).decode())
 
 

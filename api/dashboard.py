@@ -33,7 +33,8 @@ def asset(name: str) -> Response | None:
 def plain(title: str, *paragraphs: str, status: int = 200) -> Response:
     """A page without style or script: for when there is nothing better to show."""
     body = "".join(f"<p>{escape(text)}</p>" for text in paragraphs)
-    html = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)} · Longyard</title><h1>{escape(title)}</h1>{body}</html>'
+    head = f'<meta charset="utf-8"><title>{escape(title)} · Longyard</title>'
+    html = f'<!doctype html><html lang="en">{head}<h1>{escape(title)}</h1>{body}</html>'
     return HTMLResponse(html, status, headers=_REVALIDATE)
 
 
@@ -41,4 +42,8 @@ def _page(name: str, *, status: int = 200) -> Response:
     path = DIST / name
     if path.is_file():
         return HTMLResponse(path.read_bytes(), status, headers=_REVALIDATE)
-    return plain("The dashboard is not built yet", "`./run up` builds it and starts everything. The API works without it.", status=status)
+    return plain(
+        "The dashboard is not built yet",
+        "`./run up` builds it and starts everything. The API works without it.",
+        status=status,
+    )

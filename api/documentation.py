@@ -20,7 +20,14 @@ DESCRIPTION: Final = "Submit Longformer training jobs, follow them, read their m
 _EVERYWHERE: Final = documented("invalid_host", "unauthenticated", "internal", "database_unavailable")
 _OTHERWISE: Final = {"description": "Any other problem", "content": documented("internal")[500]["content"]}
 
-_STREAMED: Final[list[type[BaseModel]]] = [schemas.Problem, schemas.MetricsMessage, schemas.LogMessage, schemas.Event, schemas.Job, schemas.Host]
+_STREAMED: Final[list[type[BaseModel]]] = [
+    schemas.Problem,
+    schemas.MetricsMessage,
+    schemas.LogMessage,
+    schemas.Event,
+    schemas.Job,
+    schemas.Host,
+]
 """Shapes that no route answers as JSON of its own: problems, and the data of stream messages."""
 
 
@@ -28,7 +35,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=DESCRIPTION, routes=app.routes)
         components = document.setdefault("components", {})
-        _, streamed = models_json_schema([(model, "serialization") for model in _STREAMED], ref_template="#/components/schemas/{model}")
+        _, streamed = models_json_schema(
+            [(model, "serialization") for model in _STREAMED], ref_template="#/components/schemas/{model}"
+        )
         components["schemas"] = {**streamed["$defs"], **components.get("schemas", {})}
         for unused in ("HTTPValidationError", "ValidationError"):
             components["schemas"].pop(unused, None)

@@ -44,7 +44,13 @@ DATABASE_ERRORS: Final = (OperationalError, InterfaceError, PoolTimeoutError)
 RETRY_AFTER_S: Final = 2
 
 _TITLES: Final = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110's; Python 3.11 has the older ones
-_CODE_OF_STATUS: Final = {404: "not_found", 405: "method_not_allowed", 400: "invalid_request", 413: "too_large", 422: "invalid_request"}
+_CODE_OF_STATUS: Final = {
+    404: "not_found",
+    405: "method_not_allowed",
+    400: "invalid_request",
+    413: "too_large",
+    422: "invalid_request",
+}
 _CODE_OF_ERROR: Final[Sequence[tuple[type[store.LongyardError], str]]] = (
     (store.NotFound, "not_found"),
     (store.IllegalTransition, "illegal_transition"),
@@ -61,7 +67,12 @@ class Problem(Exception):
     """An answer that is an error. `detail` is for people; `errors` names the fields to blame."""
 
     def __init__(
-        self, code: str, detail: str, *, errors: Sequence[schemas.FieldError] = (), headers: Mapping[str, str] | None = None
+        self,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[schemas.FieldError] = (),
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
         self.code, self.detail, self.errors, self.headers = code, detail, tuple(errors), dict(headers or {})
@@ -76,7 +87,7 @@ def blame(code: str, errors: Sequence[schemas.FieldError]) -> Problem:
     first = errors[0]
     detail = f"{first.field}: {first.message}."
     if first.fix:
-        detail += f" {first.fix[0].upper()}{first.fix[1:]}."
+        detail += f" {first.fix[0].upper()}{first.fix[1:]}{'' if first.fix.endswith('?') else '.'}"
     if len(errors) > 1:
         detail += f" ({len(errors) - 1} more in `errors`.)"
     return Problem(code, detail, errors=errors)
@@ -150,7 +161,12 @@ _PROBLEM_CONTENT: Final = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas
 async def _known(request: Request, error: Exception) -> Response:
     request_id: str = request.state.request_id
     if isinstance(error, DATABASE_ERRORS):
-        log.warning("the database did not answer", request_id=request_id, error=type(error).__name__, cause=str(error.__cause__ or ""))
+        log.warning(
+            "the database did not answer",
+            request_id=request_id,
+            error=type(error).__name__,
+            cause=str(error.__cause__ or ""),
+        )
     return response(of_exception(error) or of_bug(error, request_id=request_id), request_id=request_id)
 
 
@@ -164,7 +180,9 @@ async def _http(request: Request, error: Exception) -> Response:
     code = _CODE_OF_STATUS.get(error.status_code, "internal")
     if error.status_code == HTTPStatus.BAD_REQUEST:
         # The framework's word for a body that is no JSON it can read: bad UTF-8, an integer of thousands of digits, nested too deep.
-        field = schemas.FieldError(field="body", code="unreadable", message="is not JSON that can be read", fix="send one JSON object")
+        field = schemas.FieldError(
+            field="body", code="unreadable", message="is not JSON that can be read", fix="send one JSON object"
+        )
         return response(blame(code, [field]), request_id=request.state.request_id)
     if code == "method_not_allowed":
         detail = f"{request.method} is not known here."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
 from fastapi.sse import KEEPALIVE_COMMENT
 
 from api import changes, views
@@ -16,13 +17,14 @@ from api.reading import Reading
 from api.streams import Batch, Stream
 from store import hosts, jobs
 from store.db import Database
-from store.errors import NotFound
 from store.notify import CHANNEL_HOSTS, CHANNEL_JOBS, channel_job
 from store.states import TERMINAL_JOB
 
 PING_S: Final = 15.0
 MIN_PAUSE_S: Final = 0.02
 """Between two looks of one reader: wake-ups that come thicker share a look."""
+
+log = structlog.get_logger("api.feeds")
 
 
 @dataclass(eq=False)
@@ -39,23 +41,28 @@ class JobFeeds:
         self._feeds: dict[str, _JobFeed] = {}
 
     async def follow(self, job_id: str, cursor: Cursor, stream: Stream) -> AsyncIterator[bytes]:
-        """Everything after the cursor, then what happens, until the job has ended or the stream has."""
+        """Everything after the cursor, then what happens, until the job has ended or the stream has.
+
+        It catches up by looks of its own, then takes what the reader puts into its box, as long as that continues the cursor.
+        """
         self._join(job_id, stream)
+        live = False
         try:
             while not stream.ended:
-                batch = await self._reading(lambda: changes.read(self._database, job_id, cursor))  # noqa: B023
-                if batch.data:
-                    yield batch.data
-                cursor = Cursor(batch.upto)
-                if batch.ended:
-                    return
-                if not batch.more:
-                    async for data, cursor in self._live(stream, cursor):
-                        yield data
-                    if cursor.rev < 0:
+                batch = (
+                    stream.take() if live else await self._reading(lambda: changes.read(self._database, job_id, cursor))
+                )  # noqa: B023
+                if batch is None:
+                    if not await stream.wait(PING_S):
+                        yield KEEPALIVE_COMMENT
+                elif live and batch.after != cursor.rev:
+                    live = batch.upto <= cursor.rev and not batch.ended
+                else:
+                    if batch.data:
+                        yield batch.data
+                    if batch.ended:
                         return
-        except NotFound:
-            return
+                    cursor, live = Cursor(batch.upto), live or not batch.more
         finally:
             self._leave(job_id, stream)
 
@@ -65,28 +72,12 @@ class JobFeeds:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _live(self, stream: Stream, cursor: Cursor) -> AsyncIterator[tuple[bytes, Cursor]]:
-        """What the reader puts into the box, as long as it continues the cursor. A negative cursor says that it was the last."""
-        while not stream.ended:
-            batch = stream.take()
-            if batch is None:
-                if not await stream.wait(PING_S):
-                    yield KEEPALIVE_COMMENT, cursor
-                continue
-            if batch.upto <= cursor.rev and not batch.ended:
-                continue
-            if batch.after != cursor.rev:
-                return
-            cursor = Cursor(-1 if batch.ended else batch.upto)
-            yield batch.data, cursor
-            if batch.ended:
-                return
-
     def _join(self, job_id: str, stream: Stream) -> None:
         feed = self._feeds.setdefault(job_id, _JobFeed())
         feed.streams.add(stream)
         if feed.task is None:
             feed.task = asyncio.create_task(self._run(job_id, feed))
+            feed.task.add_done_callback(lambda task: _finished(task, feed.streams))
 
     def _leave(self, job_id: str, stream: Stream) -> None:
         feed = self._feeds.get(job_id)
@@ -131,6 +122,7 @@ class PlaneFeed:
         if self._task is None:
             self._surveyed = asyncio.Event()
             self._task = asyncio.create_task(self._run(self._surveyed))
+            self._task.add_done_callback(lambda task: _finished(task, self._streams))
         try:
             await self._surveyed.wait()
             yield changes.event("reset", "{}")
@@ -142,14 +134,19 @@ class PlaneFeed:
                     yield KEEPALIVE_COMMENT
         finally:
             self._streams.discard(stream)
-            if not self._streams and self._task is not None:
-                self._task.cancel()
-                self._task = None
+            if not self._streams:
+                self._stop()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task = self._stop()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _stop(self) -> asyncio.Task[None] | None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        return task
 
     async def _run(self, surveyed: asyncio.Event) -> None:
         wake, seen = asyncio.Event(), _Seen()
@@ -168,7 +165,7 @@ class PlaneFeed:
         """What differs from what was seen, as (owner or None for everybody, message); the first look only remembers."""
         with self._database.read() as session:
             revs = jobs.revs(session, newer_than=seen.newest)
-            changed = [job_id for job_id, rev in revs.items() if seen.revs.get(job_id) != rev] + [gone for gone in seen.revs if gone not in revs]
+            changed = [job_id for job_id in revs.keys() | seen.revs.keys() if seen.revs.get(job_id) != revs.get(job_id)]
             rows = [] if seen.is_new else jobs.many(session, changed)
             messages: list[tuple[str | None, bytes]] = [
                 (job.owner, changes.event("job", job.model_dump_json())) for job in views.many(session, rows)
@@ -177,9 +174,8 @@ class PlaneFeed:
         # A beat every few seconds is no change worth a message.
         states = {name: host.model_dump_json(exclude={"last_seen_at"}) for name, host in shown.items()}
         if not seen.is_new:
-            messages += [
-                (None, changes.event("host", shown[name].model_dump_json())) for name, state in states.items() if seen.hosts.get(name) != state
-            ]
+            differing = [host for name, host in shown.items() if seen.hosts.get(name) != states[name]]
+            messages += [(None, changes.event("host", host.model_dump_json())) for host in differing]
         finished = {row.id for row in rows if row.status in TERMINAL_JOB}
         seen.revs = {job_id: rev for job_id, rev in revs.items() if job_id not in finished}
         seen.newest = max([seen.newest, *revs])
@@ -195,6 +191,15 @@ class _Seen:
     newest: str = ""
     hosts: dict[str, str] = field(default_factory=dict[str, str])
     is_new: bool = True
+
+
+def _finished(task: asyncio.Task[None], streams: Set[Stream]) -> None:
+    """A reader that fails takes its streams with it: their clients come back, with the cursor they had."""
+    if task.cancelled() or task.exception() is None:
+        return
+    log.error("a reader failed", exc_info=task.exception())
+    for stream in list(streams):
+        stream.end()
 
 
 async def _pause(wake: asyncio.Event, poll_s: float) -> None:

@@ -11,7 +11,11 @@ from pydantic_core import ErrorDetails
 
 from api import schemas
 
-_NAMES: Final = {"idempotency-key": "Idempotency-Key", "if-none-match": "If-None-Match", "last-event-id": "Last-Event-ID"}
+_NAMES: Final = {
+    "idempotency-key": "Idempotency-Key",
+    "if-none-match": "If-None-Match",
+    "last-event-id": "Last-Event-ID",
+}
 
 _CODES: Final = {
     "missing": "missing",
@@ -48,7 +52,10 @@ def of_request(errors: Sequence[Any]) -> list[schemas.FieldError]:
 
 def of_train(errors: Sequence[ErrorDetails]) -> list[schemas.FieldError]:
     """Errors of the training spec by itself, which stands under `train`."""
-    return [_field_error(error, ".".join(("train", *map(str, error["loc"]))), ("body", "train", *error["loc"])) for error in errors]
+    return [
+        _field_error(error, ".".join(("train", *map(str, error["loc"]))), ("body", "train", *error["loc"]))
+        for error in errors
+    ]
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
@@ -102,7 +109,9 @@ def _fix(kind: str, context: Mapping[str, Any], location: Sequence[int | str]) -
         return f"give at least {context['min_length']}"
     if "expected" in context:
         return f"give {context['expected']}"
-    return next((fix for start, fix in _TYPE_FIXES.items() if kind.startswith(start)), "change it as the schema at /schema says")
+    return next(
+        (fix for start, fix in _TYPE_FIXES.items() if kind.startswith(start)), "change it as the schema at /schema says"
+    )
 
 
 def _fix_unknown(location: Sequence[int | str]) -> str:
@@ -111,7 +120,11 @@ def _fix_unknown(location: Sequence[int | str]) -> str:
     close = nearest(str(name), known)
     if close:
         return f"did you mean {close}?"
-    return f"remove it; known are {', '.join(known)}" if 0 < len(known) <= 12 else "remove it; GET /schema lists what is known"
+    return (
+        f"remove it; known are {', '.join(known)}"
+        if 0 < len(known) <= 12
+        else "remove it; GET /schema lists what is known"
+    )
 
 
 def _known_names(parents: Sequence[int | str]) -> list[str]:

@@ -64,6 +64,6 @@ class Hints:
                     if intent:
                         notifier.publish_intent(job_id)
                     notifier.publish_job(job_id)
-            except Exception:  # noqa: BLE001 - the thread's edge: a hint that fails must not end the next ones
+            except Exception:  # the thread's edge: a hint that fails must not end the next ones
                 log.exception("a wake-up could not be sent")
         notifier.close()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import redis.asyncio
@@ -32,7 +32,7 @@ class Hub:
         return POLL_WHILE_AWAY_S if self._pubsub is None else POLL_S
 
     @asynccontextmanager
-    async def listening(self, event: asyncio.Event, *channels: str) -> AsyncIterator[None]:
+    async def listening(self, event: asyncio.Event, *channels: str) -> AsyncGenerator[None]:
         """`event` is set on every message of the channels, and once they are subscribed to: what was missed before is seen then."""
         new = [channel for channel in channels if channel not in self._listeners]
         for channel in channels:
@@ -64,10 +64,9 @@ class Hub:
     async def _tell(self, verb: str, *channels: str) -> None:
         if self._pubsub is None:
             return
-        try:
+        # The reading task notices a failure too, and subscribes to everything anew.
+        with suppress(RedisError, OSError):
             await getattr(self._pubsub, verb)(*channels)
-        except (RedisError, OSError):
-            pass  # the reading task notices too, and subscribes to everything anew
 
     async def _run(self) -> None:
         while True:
@@ -86,7 +85,7 @@ class Hub:
             await pubsub.subscribe(*self._listeners)
             self._pubsub = pubsub
             while True:
-                message = await pubsub.get_message(timeout=5.0)
+                message: Any = await pubsub.get_message(timeout=5.0)
                 if message is not None and message["type"] in ("message", "subscribe"):
                     for event in self._listeners.get(message["channel"].decode(), ()):
                         event.set()

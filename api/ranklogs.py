@@ -50,7 +50,11 @@ def text_of(database: Database, span: Span, needle: str | None) -> Iterator[str]
     while offset < span.stop:
         with database.read() as session:
             start, data = logs.read(
-                session, span.attempt_id, rank=span.rank, offset=offset, limit_bytes=min(PIECE_BYTES, span.stop - offset)
+                session,
+                span.attempt_id,
+                rank=span.rank,
+                offset=offset,
+                limit_bytes=min(PIECE_BYTES, span.stop - offset),
             )
         data = data[: max(0, span.stop - start)]
         if not data:
@@ -102,8 +106,8 @@ def _look(database: Database, job_id: str, number: int, rank: int, offset: int) 
         closed = attempt.status not in OPEN_ATTEMPT
         start, data = logs.read(session, attempt.id, rank=rank, offset=offset, limit_bytes=PIECE_BYTES)
         has_next = job.num_attempts > number
-        return _Look(start, data, attempt_closed=closed, has_next=has_next, job_ended=closed and not has_next and job.status in TERMINAL_JOB)
-
+        job_ended = closed and not has_next and job.status in TERMINAL_JOB
+        return _Look(start, data, attempt_closed=closed, has_next=has_next, job_ended=job_ended)
 
 
 def _closed_off(session: Session, attempt: Attempt, rank: int, start: int, stop: int, end: int) -> Span:

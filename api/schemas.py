@@ -40,11 +40,12 @@ def _drop_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+_FIELDS: dict[str, Any] = {name: _optional(field) for name, field in TrainConfig.model_fields.items()}
 TrainOverrides: type[BaseModel] = create_model(
     "TrainOverrides",
     __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
     __doc__="What a job changes of its preset's training config; any of the fields, none of them required.",
-    **{name: _optional(field) for name, field in TrainConfig.model_fields.items()},  # pyright: ignore[reportArgumentType]
+    **_FIELDS,
 )
 
 
@@ -52,11 +53,15 @@ class JobSpec(_In):
     """A preset and what differs from it."""
 
     preset: Line = Field(min_length=1, max_length=64, description="A name of GET /presets.")
-    name: Line | None = Field(None, min_length=1, max_length=128, description="For people; the preset's name where it is left out.")
+    name: Line | None = Field(
+        None, min_length=1, max_length=128, description="For people; the preset's name where it is left out."
+    )
     train: TrainOverrides = Field(  # pyright: ignore[reportInvalidTypeForm]
         default_factory=TrainOverrides, description="Fields of the training config that differ from the preset's."
     )
-    num_devices: int | None = Field(None, ge=1, le=MAX_DEVICES, description="Devices, all on one host; the preset's by default.")
+    num_devices: int | None = Field(
+        None, ge=1, le=MAX_DEVICES, description="Devices, all on one host; the preset's by default."
+    )
     device_type: DeviceType | None = Field(None, description="The preset's by default.")
     priority: int = Field(0, ge=-1000, le=1000, description="Greater goes first.")
     time_limit_s: float | None = Field(None, gt=0, le=10 * YEAR_S, description="Of training time; null: none.")

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import errors, fields, schemas
-from store import hosts, jobs, placement, roots
+from store import jobs, placement, roots
 from store.errors import PathRefused
 from store.hosts import HostView
 from store.jobs import NewJob
@@ -23,7 +23,14 @@ from trainer import config, presets
 from trainer.config import TrainConfig
 
 TEXT_FIELDS: Final = ("train_file", "validation_file")
-READ_INSIDE: Final = ("config.json", "tokenizer.json", "vocab.json", "merges.txt", "model.safetensors", "model.safetensors.index.json")
+READ_INSIDE: Final = (
+    "config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
 """What a check or the trainer opens in a directory that a spec names."""
 
 
@@ -35,7 +42,9 @@ def resolve(spec: schemas.JobSpec) -> NewJob:
     try:
         train = presets.resolve(preset, spec.train.model_dump(exclude_unset=True))
     except ValidationError as error:
-        raise errors.blame("invalid_spec", fields.of_train(error.errors(include_url=False, include_input=False))) from None
+        raise errors.blame(
+            "invalid_spec", fields.of_train(error.errors(include_url=False, include_input=False))
+        ) from None
     return NewJob(
         name=spec.name or preset.name,
         preset=preset.name,
@@ -65,7 +74,8 @@ def check(spec: NewJob, *, known_hosts: Sequence[HostView], settings: Settings) 
 def wait_reason(session: Session, spec: NewJob, *, known_hosts: Sequence[HostView]) -> str | None:
     """Why the job would wait if it were submitted now; None where it would start."""
     waiting = [QueuedJob(job.id, job.num_devices, job.device_type) for job in jobs.queued(session)]
-    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type)], [_capacity(view) for view in known_hosts if _takes(view)])
+    online = [_capacity(view) for view in known_hosts if view.host.status is HostStatus.ONLINE]
+    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type)], online)
     return next((wait.reason for wait in plan.waits if wait.job_id == ""), None)
 
 
@@ -73,7 +83,7 @@ def _unknown_preset(name: str) -> schemas.FieldError:
     close = fields.nearest(name, list(presets.PRESETS))
     known = ", ".join(presets.PRESETS)
     fix = f"did you mean {close}? There are: {known}" if close else f"take one of: {known}"
-    return schemas.FieldError(field="preset", code="unknown_preset", message=f"there is no preset {name!r}", fix=fix)
+    return _error("preset", "unknown_preset", f"there is no preset {name!r}", fix=fix)
 
 
 def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schemas.FieldError]:
@@ -84,18 +94,18 @@ def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schema
     if not serving:
         kinds = ", ".join(sorted({kind for view in known_hosts for kind in _serves(view)}))
         message = f"no registered host has {spec.device_type} devices"
-        return [schemas.FieldError(field="device_type", code="no_such_device", message=message, fix=f"take one of {kinds}, or register such a host")]
+        return [_error("device_type", "no_such_device", message, fix=f"take one of {kinds}, or register such a host")]
     largest = max(serving, key=lambda view: len(view.devices))
     size = len(largest.devices)
     if spec.num_devices <= size:
         return []
     message = f"{spec.num_devices} is more than any host has; the largest with {spec.device_type}, {largest.host.name}, has {size}"
-    return [schemas.FieldError(field="num_devices", code="too_large", message=message, fix=f"lower it to {size}, or register a larger host")]
+    return [_error("num_devices", "too_large", message, fix=f"lower it to {size}, or register a larger host")]
 
 
 def _check_precision(spec: NewJob, train: TrainConfig) -> list[schemas.FieldError]:
     if train.fp16 and spec.device_type == "cpu":
-        return [schemas.FieldError(field="train.fp16", code="inconsistent", message="float16 does not run on cpu", fix="use bf16 or neither")]
+        return [_error("train.fp16", "inconsistent", "float16 does not run on cpu", fix="use bf16 or neither")]
     return []
 
 
@@ -114,24 +124,24 @@ def _check_inputs(train: TrainConfig, settings: Settings) -> list[schemas.FieldE
         return found
     # Positions are read from the model's own config.json, which only counts where that directory is seen.
     problems = config.check_inputs(train, allow_network=settings.allow_network)
-    return [_of_trainer(problem) for problem in problems if problem.field in seen or (problem.field == "max_seq_length" and seen)]
+    return [
+        _of_trainer(problem)
+        for problem in problems
+        if problem.field in seen or (problem.field == "max_seq_length" and seen)
+    ]
 
 
 def _check_name(field: str, value: str, settings: Settings) -> schemas.FieldError | None:
     where = f"train.{field}"
     if value.startswith("asset:"):
-        return schemas.FieldError(
-            field=where, code="not_yet", message="assets cannot be used yet", fix="give the path of a file or directory under a data root"
+        return _error(
+            where, "not_yet", "assets cannot be used yet", fix="give the path of a file or directory under a data root"
         )
     if not _is_path(field, value):
         if settings.allow_network:
             return None
-        return schemas.FieldError(
-            field=where,
-            code="network_closed",
-            message=f"{value!r} is a name on the hub, and the network is closed",
-            fix="give a local directory under a data root, or have the operator set LONGYARD_ALLOW_NETWORK=true",
-        )
+        fix = "give a local directory under a data root, or have the operator set LONGYARD_ALLOW_NETWORK=true"
+        return _error(where, "network_closed", f"{value!r} is a name on the hub, and the network is closed", fix=fix)
     return None if roots.covered(value, roots=settings.data_roots) else _check_path(field, value, settings.data_roots)
 
 
@@ -147,23 +157,27 @@ def _check_path(field: str, value: str, data_roots: Sequence[Path]) -> schemas.F
                 if (real / name).is_symlink() or (real / name).exists():
                     roots.resolve(str(real / name), roots=[root.resolve() for root in data_roots], kind="file")
     except PathRefused as error:
-        return schemas.FieldError(field=f"train.{field}", code="path_refused", message=str(error), fix=error.fix)
+        return _error(f"train.{field}", "path_refused", str(error), fix=error.fix)
     return None
 
 
 def _of_trainer(problem: config.Problem) -> schemas.FieldError:
     message, _, fix = problem.message.partition("; ")
-    return schemas.FieldError(field=f"train.{problem.field}", code="unusable", message=message, fix=fix or "correct it, or name another")
+    return _error(f"train.{problem.field}", "unusable", message, fix=fix or "correct it, or name another")
+
+
+def _error(field: str, code: str, message: str, *, fix: str) -> schemas.FieldError:
+    return schemas.FieldError(field=field, code=code, message=message, fix=fix)
 
 
 def _serves(view: HostView) -> frozenset[str]:
     return frozenset({view.host.device_type, "npu"} if view.host.simulated else {view.host.device_type})
 
 
-def _takes(view: HostView) -> bool:
-    return view.host.status is HostStatus.ONLINE
-
-
 def _capacity(view: HostView) -> HostCapacity:
-    free = tuple(one.device.index for one in view.devices if one.device.state is DeviceState.FREE and one.device.cordoned_at is None)
+    free = tuple(
+        one.device.index
+        for one in view.devices
+        if one.device.state is DeviceState.FREE and one.device.cordoned_at is None
+    )
     return HostCapacity(view.host.name, _serves(view), free, len(view.devices))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -55,7 +55,11 @@ class Stream:
         self._waiting.append(batch)
         self._num_bytes += len(batch.data)
         if len(self._waiting) > MAX_WAITING_BATCHES or self._num_bytes > MAX_WAITING_BYTES:
-            log.info("a client that does not read its stream was dropped", owner=self.identity.owner, waiting_bytes=self._num_bytes)
+            log.info(
+                "a client that does not read its stream was dropped",
+                owner=self.identity.owner,
+                waiting_bytes=self._num_bytes,
+            )
             self.end()
         self.wake.set()
 
@@ -101,7 +105,7 @@ class Streams:
             raise Problem("rate_limited", f"{self.limit} streams are open here already.", headers={"Retry-After": "5"})
 
     @contextmanager
-    def open(self, identity: Identity) -> Iterator[Stream]:
+    def open(self, identity: Identity) -> Generator[Stream]:
         stream = Stream(identity)
         self._open.add(stream)
         if self._closing:

@@ -94,7 +94,12 @@ def host(view: HostView) -> schemas.Host:
         for one in view.devices
     ]
     return schemas.Host(
-        name=row.name, status=row.status, device_type=row.device_type, devices=devices, versions=row.versions, last_seen_at=row.last_seen_at
+        name=row.name,
+        status=row.status,
+        device_type=row.device_type,
+        devices=devices,
+        versions=row.versions,
+        last_seen_at=row.last_seen_at,
     )
 
 
@@ -150,7 +155,9 @@ def _progress(row: models.Job) -> schemas.Progress | None:
     if row.step is None and row.phase is None:
         return None
     fraction = min(1.0, row.step / row.total_steps) if row.step is not None and row.total_steps else None
-    return schemas.Progress(step=row.step, total_steps=row.total_steps, fraction=fraction, eta_s=row.eta_s, phase=row.phase)
+    return schemas.Progress(
+        step=row.step, total_steps=row.total_steps, fraction=fraction, eta_s=row.eta_s, phase=row.phase
+    )
 
 
 def _wait(row: models.Job, *, no_hosts: bool) -> schemas.Wait | None:
@@ -172,5 +179,7 @@ def _result(result: Mapping[str, Any] | None) -> schemas.Result | None:
 
 
 def _log_tail(session: Session, newest: models.Attempt) -> list[str]:
-    _start, data = logs.tail(session, newest.id, rank=newest.failing_rank or 0, lines=TAIL_LINES, limit_bytes=TAIL_BYTES)
+    _start, data = logs.tail(
+        session, newest.id, rank=newest.failing_rank or 0, lines=TAIL_LINES, limit_bytes=TAIL_BYTES
+    )
     return logtext.text(data).rstrip("\n").split("\n") if data else []

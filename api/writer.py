@@ -41,7 +41,9 @@ class Writer:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def submit(self, spec: jobs.NewJob, *, owner: str, idempotency_key: str | None, request_sha256: str) -> tuple[Job, bool]:
+    def submit(
+        self, spec: jobs.NewJob, *, owner: str, idempotency_key: str | None, request_sha256: str
+    ) -> tuple[Job, bool]:
         """The committed job, and whether an earlier request had made it. Raises what `store.jobs.submit` does, and database errors."""
         submission = Submission(spec, owner, idempotency_key, request_sha256, Future())
         self._start()

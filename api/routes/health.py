@@ -23,5 +23,8 @@ def get_readiness(plane: CurrentPlane) -> schemas.Health:
     """Whether the database is there, and at the schema that this code was written for."""
     revision = plane.database.schema_revision()
     if revision != REVISION:
-        raise Problem("not_ready", f"The database is at schema {revision}, this code needs {REVISION}. Run `python -m migrations`.")
+        raise Problem(
+            "not_ready",
+            f"The database is at schema {revision}, this code needs {REVISION}. Run `python -m migrations`.",
+        )
     return schemas.Health(status="ok")

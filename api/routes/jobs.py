@@ -21,7 +21,11 @@ Blank = BeforeValidator(lambda value: None if value == "" else value)
 
 Key = Annotated[
     str | None,
-    Header(alias="Idempotency-Key", pattern=r"^[\x21-\x7e]{1,255}$", description="The same key and body again give the same job."),
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[\x21-\x7e]{1,255}$",
+        description="The same key and body again give the same job.",
+    ),
 ]
 
 
@@ -47,7 +51,9 @@ class Selection(BaseModel):
 class EventSelection(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    after: Annotated[int, BeforeValidator(lambda value: 0 if value == "" else value)] = Field(0, ge=0, le=2**53, description="A `seq`.")
+    after: Annotated[int, BeforeValidator(lambda value: 0 if value == "" else value)] = Field(
+        0, ge=0, le=2**53, description="A `seq`."
+    )
     limit: int = Field(100, ge=1, le=1000)
 
 
@@ -57,12 +63,26 @@ class EventSelection(BaseModel):
     response_model=schemas.Job,
     responses={
         201: {"headers": {"Location": {"schema": {"type": "string"}}}},
-        200: {"description": "A dry run, or the job of an earlier request with this key", "model": schemas.Job | schemas.DryRun},
-        **documented("idempotency_conflict", "invalid_spec", "invalid_request", "too_large", "unsupported_media_type", "rate_limited"),
+        200: {
+            "description": "A dry run, or the job of an earlier request with this key",
+            "model": schemas.Job | schemas.DryRun,
+        },
+        **documented(
+            "idempotency_conflict",
+            "invalid_spec",
+            "invalid_request",
+            "too_large",
+            "unsupported_media_type",
+            "rate_limited",
+        ),
     },
 )
 def submit_job(
-    spec: schemas.JobSpec, query: Annotated[Submission, Query()], plane: CurrentPlane, caller: Caller, idempotency_key: Key = None
+    spec: schemas.JobSpec,
+    query: Annotated[Submission, Query()],
+    plane: CurrentPlane,
+    caller: Caller,
+    idempotency_key: Key = None,
 ) -> Any:
     """Queue a training job: a preset and what differs from it."""
     if query.dry_run:
@@ -105,7 +125,10 @@ def list_jobs(query: Annotated[Selection, Query()], plane: CurrentPlane, caller:
     responses={304: {"description": "It is as `If-None-Match` says."}, **documented("not_found")},
 )
 def get_job(
-    job_id: JobId, plane: CurrentPlane, caller: Caller, if_none_match: Annotated[str | None, Header(max_length=1024)] = None
+    job_id: JobId,
+    plane: CurrentPlane,
+    caller: Caller,
+    if_none_match: Annotated[str | None, Header(max_length=1024)] = None,
 ) -> Any:
     with plane.database.read() as session:
         row = deps.visible_job(session, job_id, caller)
@@ -136,14 +159,18 @@ def list_attempts(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas
 
 
 @router.get("/jobs/{job_id}/events", responses=documented("not_found", "invalid_request"))
-def list_events(job_id: JobId, query: Annotated[EventSelection, Query()], plane: CurrentPlane, caller: Caller) -> schemas.EventPage:
+def list_events(
+    job_id: JobId, query: Annotated[EventSelection, Query()], plane: CurrentPlane, caller: Caller
+) -> schemas.EventPage:
     """What has happened to it, oldest first."""
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
         rows = events.page(session, job_id, after=query.after, limit=query.limit + 1)
     more = len(rows) > query.limit
     rows = rows[: query.limit]
-    return schemas.EventPage(data=[views.event(row) for row in rows], has_more=more, next=str(rows[-1].seq) if more else None)
+    return schemas.EventPage(
+        data=[views.event(row) for row in rows], has_more=more, next=str(rows[-1].seq) if more else None
+    )
 
 
 @router.get("/jobs/{job_id}/checkpoints", responses=documented("not_found"))
@@ -151,7 +178,9 @@ def list_checkpoints(job_id: JobId, plane: CurrentPlane, caller: Caller) -> sche
     """Oldest first."""
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
-        return schemas.Checkpoints(data=[views.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)])
+        return schemas.Checkpoints(
+            data=[views.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)]
+        )
 
 
 def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:
@@ -159,7 +188,9 @@ def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:
     with plane.database.read() as session:
         known_hosts = hosts.all_hosts(session)
         specs.check(new, known_hosts=known_hosts, settings=plane.settings)
-        return schemas.DryRun(spec=views.spec(new), wait_reason=specs.wait_reason(session, new, known_hosts=known_hosts), steps=None)
+        return schemas.DryRun(
+            spec=views.spec(new), wait_reason=specs.wait_reason(session, new, known_hosts=known_hosts), steps=None
+        )
 
 
 def _earlier(plane: CurrentPlane, caller: Caller, key: str, digest: str) -> schemas.Job | None:

@@ -38,7 +38,8 @@ class Throttle:
             failures = self._recent(address)
             if len(failures) >= MAX_FAILURES:
                 wait_s = WINDOW_S - (time.monotonic() - failures[0])
-                raise Problem("rate_limited", "Too many sign-ins have failed; wait a minute.", headers={"Retry-After": str(int(wait_s) + 1)})
+                headers = {"Retry-After": str(int(wait_s) + 1)}
+                raise Problem("rate_limited", "Too many sign-ins have failed; wait a minute.", headers=headers)
 
     def failed(self, address: str) -> None:
         with self._lock:
@@ -60,12 +61,19 @@ def create_login_code(request: Request, plane: CurrentPlane, caller: Caller) -> 
     if request.state.credentials != "token":
         raise Problem("forbidden", "Login codes are made with a token, not from a browser's session.")
     with plane.database.write() as session:
-        code = tokens.mint(session, kind="login_code", owner=caller.owner, scope=caller.scope, expires_in_s=tokens.LOGIN_CODE_S)
-    return schemas.LoginCode(code=code, expires_at=now() + timedelta(seconds=tokens.LOGIN_CODE_S), path=f"/ui/login#{code}")
+        code = tokens.mint(
+            session, kind="login_code", owner=caller.owner, scope=caller.scope, expires_in_s=tokens.LOGIN_CODE_S
+        )
+    return schemas.LoginCode(
+        code=code, expires_at=now() + timedelta(seconds=tokens.LOGIN_CODE_S), path=f"/ui/login#{code}"
+    )
 
 
 @router.post(
-    "/login", status_code=204, responses=documented("invalid_request", "rate_limited", "unsupported_media_type"), openapi_extra={"security": []}
+    "/login",
+    status_code=204,
+    responses=documented("invalid_request", "rate_limited", "unsupported_media_type"),
+    openapi_extra={"security": []},
 )
 def login(credentials: schemas.Credentials, request: Request, plane: CurrentPlane) -> Response:
     """Trade a code, or a token, for the cookie `longyard_session`."""
@@ -73,7 +81,9 @@ def login(credentials: schemas.Credentials, request: Request, plane: CurrentPlan
     address = request.client.host if request.client else ""
     throttle.check(address)
     if (credentials.code is None) == (credentials.token is None):
-        field = schemas.FieldError(field="code", code="missing", message="give either a code or a token", fix="give one of the two")
+        field = schemas.FieldError(
+            field="code", code="missing", message="give either a code or a token", fix="give one of the two"
+        )
         raise blame("invalid_request", [field])
     try:
         with plane.database.write() as session:
@@ -83,7 +93,13 @@ def login(credentials: schemas.Credentials, request: Request, plane: CurrentPlan
         raise
     response = Response(status_code=204)
     response.set_cookie(
-        auth.COOKIE, secret, max_age=int(tokens.SESSION_S), path="/", httponly=True, samesite="strict", secure=request.url.scheme == "https"
+        auth.COOKIE,
+        secret,
+        max_age=int(tokens.SESSION_S),
+        path="/",
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
     )
     return response
 
@@ -105,4 +121,6 @@ def _session(session: Session, credentials: schemas.Credentials) -> str:
         return tokens.redeem(session, credentials.code)
     assert credentials.token is not None
     identity = tokens.verify(session, credentials.token, kind="token")
-    return tokens.mint(session, kind="session", owner=identity.owner, scope=identity.scope, expires_in_s=tokens.SESSION_S)
+    return tokens.mint(
+        session, kind="session", owner=identity.owner, scope=identity.scope, expires_in_s=tokens.SESSION_S
+    )

@@ -36,7 +36,9 @@ class Selection(BaseModel):
     rank: int | None = Field(None, ge=0, le=1023, description="0 where it is left out, or the rank that failed.")
     attempt: int | None = Field(None, ge=1, le=2**31 - 1, description="The newest where it is left out.")
     tail: int | None = Field(None, ge=0, le=1_000_000, description="Only the last lines, of the last 8 MiB.")
-    offset: int | None = Field(None, ge=0, le=2**53, description="From this byte on; one answer holds 8 MiB of the log.")
+    offset: int | None = Field(
+        None, ge=0, le=2**53, description="From this byte on; one answer holds 8 MiB of the log."
+    )
     grep: Line = Field("", max_length=256, description="Only lines of that range which contain this text.")
     follow: bool = Field(False, description="Keep the answer open until the job ends.")
 
@@ -45,15 +47,21 @@ class Selection(BaseModel):
     "/jobs/{job_id}/logs",
     response_class=PlainTextResponse,
     responses={
-        200: {"headers": {name: {"schema": {"type": "integer"}, "description": text} for name, text in _POSITIONS.items()}},
+        200: {
+            "headers": {name: {"schema": {"type": "integer"}, "description": text} for name, text in _POSITIONS.items()}
+        },
         **documented("not_found", "invalid_request", "rate_limited"),
     },
 )
-def get_logs(job_id: JobId, query: Annotated[Selection, Query()], plane: CurrentPlane, caller: Caller) -> StreamingResponse:
+def get_logs(
+    job_id: JobId, query: Annotated[Selection, Query()], plane: CurrentPlane, caller: Caller
+) -> StreamingResponse:
     """Text in UTF-8; control bytes but newline, tab and colour codes are replaced."""
     if query.tail is not None and query.offset is not None:
-        error = schemas.FieldError(field="query.tail", code="inconsistent", message="cannot be given beside offset", fix="give one of the two")
-        raise blame("invalid_request", [error])
+        message, fix = "cannot be given beside offset", "give one of the two"
+        raise blame(
+            "invalid_request", [schemas.FieldError(field="query.tail", code="inconsistent", message=message, fix=fix)]
+        )
     with plane.database.read() as session:
         job = deps.visible_job(session, job_id, caller)
         attempt = _attempt(session, job, query)
@@ -64,7 +72,9 @@ def get_logs(job_id: JobId, query: Annotated[Selection, Query()], plane: Current
     if attempt is None or span is None:
         raise Problem("not_found", f"There is no log yet: the job is {job.status.value}.")
     headers = {**_headers(attempt.number, rank, span.start), "Longyard-Log-End": str(span.stop)}
-    return StreamingResponse(ranklogs.text_of(plane.database, span, query.grep or None), media_type=MEDIA_TYPE, headers=headers)
+    return StreamingResponse(
+        ranklogs.text_of(plane.database, span, query.grep or None), media_type=MEDIA_TYPE, headers=headers
+    )
 
 
 def _attempt(session: Session, job: Job, query: Selection) -> Attempt | None:
@@ -98,7 +108,14 @@ def _follow(
     number = attempt.number if attempt else job.num_attempts + 1
     offset = span.start if span else 0
     text = ranklogs.follow(
-        plane, caller, job.id, number=number, only=query.attempt is not None, rank=rank, offset=offset, needle=query.grep or None
+        plane,
+        caller,
+        job.id,
+        number=number,
+        only=query.attempt is not None,
+        rank=rank,
+        offset=offset,
+        needle=query.grep or None,
     )
     headers = {**_headers(number, rank, offset), "X-Accel-Buffering": "no"}
     return StreamingResponse(text, media_type=MEDIA_TYPE, headers=headers)

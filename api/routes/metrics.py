@@ -27,7 +27,9 @@ class Selection(BaseModel):
     names: Line = Field("", max_length=8192, description="Separated by commas; all where it is left out.")
     from_step: int | None = Field(None, ge=0, le=2**53)
     to_step: int | None = Field(None, ge=0, le=2**53)
-    max_points: int = Field(1000, ge=2, le=2000, description="Of one series; above it, buckets keep least and greatest.")
+    max_points: int = Field(
+        1000, ge=2, le=2000, description="Of one series; above it, buckets keep least and greatest."
+    )
     format: Literal["json", "csv"] = "json"
 
 
@@ -43,14 +45,19 @@ def get_metrics(job_id: JobId, query: Annotated[Selection, Query()], plane: Curr
     """One series a name and attempt. A resumed attempt repeats steps: draw, for each step, the newest attempt's point."""
     names = list(dict.fromkeys(name for name in query.names.split(",") if name))
     if len(names) > MAX_SERIES:
-        message = f"{len(names)} names are more than one answer holds"
+        message, fix = f"{len(names)} names are more than one answer holds", f"ask for at most {MAX_SERIES}"
         raise blame(
-            "invalid_request", [schemas.FieldError(field="query.names", code="too_long", message=message, fix=f"ask for at most {MAX_SERIES}")]
+            "invalid_request", [schemas.FieldError(field="query.names", code="too_long", message=message, fix=fix)]
         )
     with plane.database.read() as session:
         cursor = deps.visible_job(session, job_id, caller).rev
         found, truncated = metrics.series(
-            session, job_id, names=names or None, from_step=query.from_step, to_step=query.to_step, max_points=query.max_points
+            session,
+            job_id,
+            names=names or None,
+            from_step=query.from_step,
+            to_step=query.to_step,
+            max_points=query.max_points,
         )
     if query.format == "csv":
         return Response(_csv(found), media_type="text/csv; charset=utf-8")
@@ -69,5 +76,8 @@ def _csv(found: Sequence[Series]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["name", "attempt", "step", "value", "at"])
     for series in found:
-        rows.writerows([series.name, series.attempt, step, flag or value, views.timestamp(at)] for step, value, at, flag in series.points)
+        rows.writerows(
+            [series.name, series.attempt, step, flag or value, views.timestamp(at)]
+            for step, value, at, flag in series.points
+        )
     return text.getvalue()

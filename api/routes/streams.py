@@ -20,14 +20,19 @@ router = APIRouter(tags=["streams"])
 
 HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"description": "Events, each with its JSON in `data`", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {
+        "description": "Events, each with its JSON in `data`",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
 }
 
 
 class Following(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    after: str = Field("", max_length=32, description="A job's `cursor`, or the `id` of a message; everything where it is left out.")
+    after: str = Field(
+        "", max_length=32, description="A job's `cursor`, or the `id` of a message; everything where it is left out."
+    )
 
 
 @router.get(
@@ -43,7 +48,11 @@ def stream_job(
     last_event_id: Annotated[str, Header(max_length=32, description="Goes before `after`.")] = "",
 ) -> StreamingResponse:
     """`job`, `metrics`, `log` and `event` messages; `end` when the job has ended and everything has been sent."""
-    cursor = _cursor(last_event_id, field="header.Last-Event-ID") if last_event_id else _cursor(query.after or "0", field="query.after")
+    cursor = (
+        _cursor(last_event_id, field="header.Last-Event-ID")
+        if last_event_id
+        else _cursor(query.after or "0", field="query.after")
+    )
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
     plane.streams.check_room()
@@ -76,4 +85,6 @@ def _cursor(text: str, *, field: str) -> Cursor:
         return changes.parse(text)
     except ValueError:
         fix = "give a job's `cursor` or the `id` of a message of its stream"
-        raise blame("invalid_request", [schemas.FieldError(field=field, code="no_cursor", message="is no cursor", fix=fix)]) from None
+        raise blame(
+            "invalid_request", [schemas.FieldError(field=field, code="no_cursor", message="is no cursor", fix=fix)]
+        ) from None
