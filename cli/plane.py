@@ -24,6 +24,7 @@ from cli import client, step
 START_S = 60.0
 MAX_BACK_OFF_S = 30.0
 STEADY_S = 60.0
+HURRY_S = 15.0
 LOG_BYTES = 10 << 20
 
 
@@ -115,13 +116,16 @@ class Plane:
         if part.name == "worker":
             step.say("stopping: running attempts write a checkpoint and go back to the queue (^C again to hurry)")
         child.terminate()
-        begun, asked = time.monotonic(), self.stops
+        deadline, heeded = time.monotonic() + part.stop_s, max(self.stops, 1)
         while child.poll() is None:
-            left = begun + part.stop_s - time.monotonic()
-            if left <= 0 or self.stops > max(asked, 1):
-                step.say(
-                    f"{part.name} did not stop in time; killed. What trains goes on and is followed again at the next start"
-                )
+            if self.stops > heeded:
+                # Once more: the worker leaves without waiting for checkpoints. A third time: it is killed.
+                deadline = min(deadline, time.monotonic() + (HURRY_S if heeded == 1 else 0))
+                heeded = self.stops
+                child.terminate()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                step.say(f"{part.name} did not stop in time and was killed")
                 child.kill()
                 child.wait()
                 return

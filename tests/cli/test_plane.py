@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,8 +37,9 @@ class Up:
     def child(self, module: str) -> psutil.Process | None:
         """The live child that runs this room."""
         for child in psutil.Process(self.process.pid).children():
-            if module in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                return child
+            with suppress(psutil.Error):  # it may end while it is looked at
+                if module in child.cmdline():
+                    return child
         return None
 
     @property
