@@ -33,6 +33,7 @@ REMEMBER_S: Final = 0.8  # a revoked secret is refused within a second
 MAX_REMEMBERED: Final = 1024
 
 SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - refused here
 LOOPBACK: Final = ("localhost", "127.0.0.1", "[::1]")
 
 OPEN: Final[Sequence[tuple[frozenset[str], re.Pattern[str]]]] = (
@@ -74,10 +75,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, settings: Settings, identities: Identities) -> None:
         self._app = app
-        self._hosts = frozenset(name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)) - {
-            "0.0.0.0",
-            "::",
-        }  # noqa: S104
+        names = (*LOOPBACK, settings.host, *settings.allowed_hosts)
+        self._hosts = frozenset(name.lower() for name in names if name not in WILDCARDS)
         self._identities = identities
         self._limiter: anyio.CapacityLimiter | None = None
 

@@ -49,9 +49,7 @@ class JobFeeds:
         live = False
         try:
             while not stream.ended:
-                batch = (
-                    stream.take() if live else await self._reading(lambda: changes.read(self._database, job_id, cursor))
-                )  # noqa: B023
+                batch = stream.take() if live else await self._read(job_id, cursor)
                 if batch is None:
                     if not await stream.wait(PING_S):
                         yield KEEPALIVE_COMMENT
@@ -92,15 +90,18 @@ class JobFeeds:
     async def _run(self, job_id: str, feed: _JobFeed) -> None:
         wake = asyncio.Event()
         async with self._hub.listening(wake, channel_job(job_id)):
-            cursor = Cursor(await self._reading(lambda: self._rev(job_id)))
+            cursor = Cursor(await self._reading(self._rev, job_id))
             while True:
-                batch = await self._reading(lambda: changes.read(self._database, job_id, cursor))  # noqa: B023
+                batch = await self._read(job_id, cursor)
                 if batch.data:
                     for stream in list(feed.streams):
                         stream.put(batch)
                 cursor = Cursor(batch.upto)
                 if not batch.more:
                     await _pause(wake, self._hub.poll_s)
+
+    async def _read(self, job_id: str, cursor: Cursor) -> Batch:
+        return await self._reading(changes.read, self._database, job_id, cursor)
 
     def _rev(self, job_id: str) -> int:
         with self._database.read() as session:
@@ -151,10 +152,10 @@ class PlaneFeed:
     async def _run(self, surveyed: asyncio.Event) -> None:
         wake, seen = asyncio.Event(), _Seen()
         async with self._hub.listening(wake, CHANNEL_JOBS, CHANNEL_HOSTS):
-            await self._reading(lambda: self._look(seen))
+            await self._reading(self._look, seen)
             surveyed.set()
             while True:
-                messages = await self._reading(lambda: self._look(seen))
+                messages = await self._reading(self._look, seen)
                 for stream in list(self._streams):
                     mine = [data for owner, data in messages if owner is None or views.sees(stream.identity, owner)]
                     if mine:

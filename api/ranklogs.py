@@ -72,7 +72,7 @@ async def follow(
     with plane.streams.open(caller) as stream:
         async with plane.hub.listening(stream.wake, channel_job(job_id)):
             while not stream.ended:
-                look = await plane.reading(lambda: _look(plane.database, job_id, number, rank, offset))  # noqa: B023
+                look = await plane.reading(_look, plane.database, job_id, number, rank, offset)
                 if look.data:
                     yield text.at(offset, look.start, look.data)
                     offset = look.start + len(look.data)

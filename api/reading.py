@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 import anyio.to_thread
@@ -16,6 +16,7 @@ READERS: Final = 8
 RETRY_S: Final = 1.0
 
 log = structlog.get_logger("api.reading")
+_Arguments = TypeVarTuple("_Arguments")
 _Answer = TypeVar("_Answer")
 
 
@@ -25,11 +26,11 @@ class Reading:
     def __init__(self) -> None:
         self._limiter: anyio.CapacityLimiter | None = None
 
-    async def __call__(self, look: Callable[[], _Answer]) -> _Answer:
+    async def __call__(self, look: Callable[[Unpack[_Arguments]], _Answer], *arguments: *_Arguments) -> _Answer:
         self._limiter = self._limiter or anyio.CapacityLimiter(READERS)
         while True:
             try:
-                return await anyio.to_thread.run_sync(look, limiter=self._limiter)
+                return await anyio.to_thread.run_sync(look, *arguments, limiter=self._limiter)
             except DATABASE_ERRORS as error:
                 log.warning("a stream waits for the database", error=type(error).__name__)
             await asyncio.sleep(RETRY_S)
