@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _train(path, wish)
     # The process's edge: whatever it was, tokenizers' panics past Exception included, is told by file and exit code.
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         return _tell(error, path.parent, step=None)
 
 
@@ -40,7 +40,7 @@ def _train(path: Path, wish: stop.StopWish) -> int:
             rank = device.join(config)
             loop.run(config, path.parent, rank, reporter, wish)
             rank.leave()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             return _tell(error, path.parent, step=reporter.step)
     return 0
 
@@ -52,14 +52,14 @@ def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
 
     _, code = classify(error)
     if isinstance(error, TrainerError):
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
     else:
         traceback.print_exception(error)
     if not isinstance(error, Stopped):
         try:
             write_error(directory, place().rank, error, step=step)
         except OSError as problem:
-            print(f"r{place().rank}.error.json could not be written: {problem}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"r{place().rank}.error.json could not be written: {problem}\n")
     return code
 
 
@@ -68,6 +68,8 @@ def _prepare_libraries(allow_network: bool) -> None:
     if not allow_network:
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    # An installed torch_npu without CANN would break `import torch`; device.py imports it where it is wanted.
+    os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     # The tokenizer works in threads before any loader worker is forked, and never in one.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
 

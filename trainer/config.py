@@ -30,20 +30,22 @@ class _Spec(BaseModel):
 class LongformerShape(_Spec):
     """The size of a Longformer that starts from random weights; the vocabulary comes from the tokenizer."""
 
-    num_hidden_layers: int = Field(12, ge=1, le=96, description="Transformer layers.")
-    hidden_size: int = Field(768, ge=8, le=8192, description="Width; a multiple of num_attention_heads.")
-    num_attention_heads: int = Field(12, ge=1, le=128, description="Attention heads in each layer.")
-    intermediate_size: int = Field(3072, ge=8, le=65536, description="Width of the feed-forward layers.")
+    num_hidden_layers: int = Field(default=12, ge=1, le=96, description="Transformer layers.")
+    hidden_size: int = Field(default=768, ge=8, le=8192, description="Width; a multiple of num_attention_heads.")
+    num_attention_heads: int = Field(default=12, ge=1, le=128, description="Attention heads in each layer.")
+    intermediate_size: int = Field(default=3072, ge=8, le=65536, description="Width of the feed-forward layers.")
     attention_window: int = Field(
-        512, ge=2, le=8192, multiple_of=2, description="Tokens each token sees, half on each side. Even."
+        default=512, ge=2, le=8192, multiple_of=2, description="Tokens each token sees, half on each side. Even."
     )
     max_position_embeddings: int = Field(
-        4098, ge=8, le=131074, description="Positions plus the two that RoBERTa reserves: 4098 for 4096 tokens."
+        default=4098, ge=8, le=131074, description="Positions plus the two that RoBERTa reserves: 4098 for 4096 tokens."
     )
-    hidden_dropout_prob: float = Field(0.1, ge=0, lt=1, description="Dropout after each sub-layer.")
-    attention_probs_dropout_prob: float = Field(0.1, ge=0, lt=1, description="Dropout on attention probabilities.")
-    initializer_range: float = Field(0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
-    layer_norm_eps: float = Field(1e-5, gt=0, le=1e-2, description="Epsilon of the layer norms.")
+    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1, description="Dropout after each sub-layer.")
+    attention_probs_dropout_prob: float = Field(
+        default=0.1, ge=0, lt=1, description="Dropout on attention probabilities."
+    )
+    initializer_range: float = Field(default=0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
+    layer_norm_eps: float = Field(default=1e-5, gt=0, le=1e-2, description="Epsilon of the layer norms.")
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -64,65 +66,84 @@ class TrainConfig(_Spec):
     """
 
     model_name_or_path: Source | None = Field(
-        None, description="Pretrained Longformer: a directory with config.json and model.safetensors, or a hub name."
+        default=None,
+        description="Pretrained Longformer: a directory with config.json and model.safetensors, or a hub name.",
     )
     config_name: Source | None = Field(
-        None, description="A directory with a Longformer config.json to train from random weights."
+        default=None, description="A directory with a Longformer config.json to train from random weights."
     )
     from_scratch: LongformerShape | None = Field(
-        None, description="The size of a Longformer to train from random weights."
+        default=None, description="The size of a Longformer to train from random weights."
     )
     tokenizer_name: Source | None = Field(
-        None,
+        default=None,
         description="A directory with vocab.json and merges.txt, or tokenizer.json. Default: model_name_or_path.",
     )
     hidden_act: Activation | None = Field(
-        None, description="Replaces the model's activation (the recipe uses gelu_python). Default: the model's own."
+        default=None,
+        description="Replaces the model's activation (the recipe uses gelu_python). Default: the model's own.",
     )
 
     train_file: Source = Field(description="Text to train on, UTF-8.")
-    validation_file: Source | None = Field(None, description="Text to evaluate on, UTF-8. Needed when do_eval is true.")
-    max_seq_length: int = Field(512, ge=4, le=131072, description="Tokens in a sequence, special tokens included.")
+    validation_file: Source | None = Field(
+        default=None, description="Text to evaluate on, UTF-8. Needed when do_eval is true."
+    )
+    max_seq_length: int = Field(
+        default=512, ge=4, le=131072, description="Tokens in a sequence, special tokens included."
+    )
     line_by_line: bool = Field(
-        False, description="Each line is a sequence. Otherwise lines are joined and cut into max_seq_length pieces."
+        default=False,
+        description="Each line is a sequence. Otherwise lines are joined and cut into max_seq_length pieces.",
     )
     pad_to_max_length: bool = Field(
-        False, description="Pad every sequence to max_seq_length. Otherwise to the longest in its batch."
+        default=False, description="Pad every sequence to max_seq_length. Otherwise to the longest in its batch."
     )
-    mlm_probability: float = Field(0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
+    mlm_probability: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
 
-    num_train_epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over train_file.")
+    num_train_epochs: float = Field(default=3.0, gt=0, le=10_000, description="Passes over train_file.")
     max_steps: int = Field(
-        -1, ge=-1, le=100_000_000, description="Optimizer steps; replaces num_train_epochs when > 0."
+        default=-1, ge=-1, le=100_000_000, description="Optimizer steps; replaces num_train_epochs when > 0."
     )
-    per_device_train_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device takes at a time.")
-    per_device_eval_batch_size: int = Field(8, ge=1, le=4096, description="Sequences a device evaluates at a time.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=4096, description="Batches in one optimizer step.")
-    learning_rate: float = Field(5e-5, ge=0, le=10, description="Peak learning rate.")
-    lr_scheduler_type: Schedule = Field("linear", description="How the learning rate goes after the warm-up.")
-    warmup_steps: int = Field(0, ge=0, le=100_000_000, description="Steps over which the learning rate rises from 0.")
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="The warm-up as a share of all steps.")
+    per_device_train_batch_size: int = Field(
+        default=8, ge=1, le=4096, description="Sequences a device takes at a time."
+    )
+    per_device_eval_batch_size: int = Field(
+        default=8, ge=1, le=4096, description="Sequences a device evaluates at a time."
+    )
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=4096, description="Batches in one optimizer step.")
+    learning_rate: float = Field(default=5e-5, ge=0, le=10, description="Peak learning rate.")
+    lr_scheduler_type: Schedule = Field(default="linear", description="How the learning rate goes after the warm-up.")
+    warmup_steps: int = Field(
+        default=0, ge=0, le=100_000_000, description="Steps over which the learning rate rises from 0."
+    )
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="The warm-up as a share of all steps.")
     optim: Optimizer = Field(
-        "adamw_torch_fused",
+        default="adamw_torch_fused",
         description="adamw_torch_npu_fused is NpuFusedAdamW on an NPU, and torch's fused AdamW elsewhere.",
     )
-    weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's decay; not on biases and layer norms.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's beta1.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's beta2.")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="Clip the gradient's norm to this; 0 clips nothing.")
-    bf16: bool = Field(False, description="bfloat16 mixed precision.")
-    fp16: bool = Field(False, description="float16 mixed precision with loss scaling; not on cpu.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in backward: less memory, slower.")
-    seed: int = Field(42, ge=0, lt=2**32, description="Decides weights, order, masks and dropout.")
+    weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decay; not on biases and layer norms.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's beta1.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's beta2.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, le=1e6, description="Clip the gradient's norm to this; 0 clips nothing."
+    )
+    bf16: bool = Field(default=False, description="bfloat16 mixed precision.")
+    fp16: bool = Field(default=False, description="float16 mixed precision with loss scaling; not on cpu.")
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in backward: less memory, slower."
+    )
+    seed: int = Field(default=42, ge=0, lt=2**32, description="Decides weights, order, masks and dropout.")
 
-    do_eval: bool = Field(True, description="Evaluate before the first and after the last step: perplexity.")
-    eval_steps: int | None = Field(None, ge=1, le=100_000_000, description="Also evaluate every so many steps.")
-    logging_steps: int = Field(10, ge=1, le=1_000_000, description="Report every so many steps.")
-    save_steps: int = Field(500, ge=1, le=100_000_000, description="Write a checkpoint every so many steps.")
-    save_total_limit: int = Field(2, ge=1, le=1000, description="Checkpoints kept; older ones are deleted.")
-    dataloader_num_workers: int = Field(0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank.")
-    dataloader_pin_memory: bool = Field(True, description="Page-locked host memory for copies to a device.")
+    do_eval: bool = Field(default=True, description="Evaluate before the first and after the last step: perplexity.")
+    eval_steps: int | None = Field(default=None, ge=1, le=100_000_000, description="Also evaluate every so many steps.")
+    logging_steps: int = Field(default=10, ge=1, le=1_000_000, description="Report every so many steps.")
+    save_steps: int = Field(default=500, ge=1, le=100_000_000, description="Write a checkpoint every so many steps.")
+    save_total_limit: int = Field(default=2, ge=1, le=1000, description="Checkpoints kept; older ones are deleted.")
+    dataloader_num_workers: int = Field(
+        default=0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank."
+    )
+    dataloader_pin_memory: bool = Field(default=True, description="Page-locked host memory for copies to a device.")
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
@@ -172,13 +193,17 @@ class CheckpointRef(_Spec):
 class RunConfig(TrainConfig):
     """What one rank reads: the spec and the facts of its launch. The run directory is the file's directory."""
 
-    device_type: DeviceType = Field("cpu", description="The accelerator of every rank.")
+    device_type: DeviceType = Field(default="cpu", description="The accelerator of every rank.")
     rendezvous: str | None = Field(
-        None, pattern=r"^file:///", description="Where ranks meet: file:///…, or null for the environment's address."
+        default=None,
+        pattern=r"^file:///",
+        description="Where ranks meet: file:///…, or null for the environment's address.",
     )
-    resume_from_checkpoint: CheckpointRef | None = Field(None, description="Continue exactly from here.")
-    cpu_threads: int | None = Field(None, ge=1, le=1024, description="Threads of a rank; null leaves torch's choice.")
-    allow_network: bool = Field(False, description="Hub names may be downloaded.")
+    resume_from_checkpoint: CheckpointRef | None = Field(default=None, description="Continue exactly from here.")
+    cpu_threads: int | None = Field(
+        default=None, ge=1, le=1024, description="Threads of a rank; null leaves torch's choice."
+    )
+    allow_network: bool = Field(default=False, description="Hub names may be downloaded.")
 
     @model_validator(mode="after")
     def _precision_fits_device(self) -> Self:

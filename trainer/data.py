@@ -2,6 +2,7 @@
 
 Shapes: B sequences, L tokens in the longest of them, M labelled tokens of the batch, N sequences, T tokens in all.
 """
+# ruff: noqa: N815
 
 import math
 from collections.abc import Iterator
@@ -55,8 +56,8 @@ class Batch(NamedTuple):
     num_tokens: int
 
     def to(self, device: Device) -> "Batch":
-        tensors = [t.to(device.torch_device, non_blocking=True) for t in self[:4]]
-        return Batch(*tensors, num_samples=self.num_samples, num_tokens=self.num_tokens)  # pyright: ignore
+        ids, mask, positions, labels = (t.to(device.torch_device, non_blocking=True) for t in self[:4])
+        return Batch(ids, mask, positions, labels, self.num_samples, self.num_tokens)
 
 
 def read(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary) -> Sequences:
@@ -254,8 +255,8 @@ def _loader(
     workers = min(config.dataloader_num_workers, len(plan))
     return iter(
         DataLoader(
-            samples,  # pyright: ignore
-            batch_sampler=plan,  # pyright: ignore
+            samples,  # pyright: ignore[reportArgumentType]
+            batch_sampler=plan,  # pyright: ignore[reportArgumentType]
             collate_fn=samples.collate,
             num_workers=workers,
             pin_memory=config.dataloader_pin_memory and device.pins_memory,

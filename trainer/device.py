@@ -1,5 +1,6 @@
 """Owns what differs between npu, cuda and cpu, and torch.distributed's environment. The rest is device-blind."""
 
+import importlib
 import os
 import random
 import resource
@@ -7,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,9 +67,9 @@ class Device:
             "eps": config.adam_epsilon,
         }
         if config.optim == "adamw_torch_npu_fused" and self.type == "npu":
-            from torch_npu.optim import NpuFusedAdamW  # pyright: ignore
+            from torch_npu.optim import NpuFusedAdamW  # pyright: ignore[reportMissingImports]
 
-            return NpuFusedAdamW(groups, **options)  # pyright: ignore
+            return cast(torch.optim.Optimizer, NpuFusedAdamW(groups, **options))
         # NPU has no kernel behind torch's own fused=True.
         fused = config.optim != "adamw_torch" and self.type != "npu"
         return torch.optim.AdamW(groups, fused=fused, **options)
@@ -127,7 +128,7 @@ def _take(device_type: str, here: Place) -> Device:
         return Device("cpu", torch.device("cpu"), here)
     if device_type == "npu":
         try:
-            import torch_npu  # pyright: ignore # noqa: F401
+            importlib.import_module("torch_npu")
         except ImportError as error:
             raise BadInput(f"device_type npu needs torch_npu and CANN on this host: {error}") from error
     module = torch.get_device_module(device_type)

@@ -36,7 +36,7 @@ class StopWish:
                 _leave(f"{name} before the first step: stopped, no checkpoint", EXIT_CODE)
             if self._asked.is_set() and number == signal.SIGINT:
                 _leave("^C again: stopped without saving", 128 + number)
-            print(f"{name}: stopping after this step", flush=True)
+            _say(f"{name}: stopping after this step")
             self._asked.set()
 
 
@@ -54,6 +54,11 @@ def release() -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(message, flush=True)
+    _say(message)
     sys.stderr.flush()
     os._exit(code)
+
+
+def _say(message: str) -> None:
+    # One write to the descriptor: the main thread may hold the lock of sys.stdout.
+    os.write(1, message.encode() + b"\n")

@@ -72,13 +72,13 @@ def _read(directory: Path) -> Tokenizer:
         raise BadInput(f"tokenizer_name: {directory} holds neither tokenizer.json nor vocab.json with merges.txt")
     tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     prefix = _adds_prefix_space(directory)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)  # pyright: ignore
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
     known = [name for names in _NAMES.values() for name in names if tokenizer.token_to_id(name) is not None]
     tokenizer.add_special_tokens([AddedToken(name, lstrip="mask" in name.lower(), special=True) for name in known])
     bos, eos = _special_id(tokenizer, "bos", directory), _special_id(tokenizer, "eos", directory)
     names = tokenizer.id_to_token(bos), tokenizer.id_to_token(eos)
-    tokenizer.post_processor = processors.RobertaProcessing(  # pyright: ignore
+    tokenizer.post_processor = processors.RobertaProcessing(
         sep=(str(names[1]), eos), cls_token=(str(names[0]), bos), add_prefix_space=prefix
     )
     return tokenizer
