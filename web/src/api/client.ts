@@ -1,5 +1,7 @@
 // The only place that calls the API. Every function answers the decoded body or throws ApiError.
-import type { Attempt, Host, Job, JobEvent, JobStatus, Metrics, Page, Problem } from './types';
+import createClient from 'openapi-fetch';
+import type { operations, paths } from './schema';
+import type { Attempt, EventPage, Host, Job, JobPage, LogMessage, Metrics, Problem } from './types';
 
 /** An answer other than 2xx; status 0 means that no answer came at all. */
 export class ApiError extends Error {
@@ -11,109 +13,94 @@ export class ApiError extends Error {
   }
 }
 
-export interface JobsQuery {
-  status?: JobStatus | undefined;
-  q?: string | undefined;
-  limit?: number | undefined;
-  after?: string | undefined;
-}
+export type JobsQuery = NonNullable<operations['list_jobs']['parameters']['query']>;
+export type LogQuery = Pick<
+  NonNullable<operations['get_logs']['parameters']['query']>,
+  'rank' | 'attempt' | 'tail' | 'offset'
+>;
+export type Credentials = { code: string } | { token: string };
 
-export interface LogQuery {
-  rank?: number | undefined;
-  attempt?: number | undefined;
-  tail?: number | undefined;
-  offset?: number | undefined;
-}
+const MAX_POINTS = 2000;
+const MAX_EVENTS = 1000;
 
-/** A stretch of one rank's log: text of the raw bytes [offset, end). */
-export interface LogSlice {
-  attempt: number;
-  rank: number;
-  offset: number;
-  end: number;
-  text: string;
-}
+const api = createClient<paths>({ credentials: 'same-origin', cache: 'no-store' });
 
-export const listJobs = (query: JobsQuery): Promise<Page<Job>> => getJson(`/jobs${toQuery({ ...query })}`);
-export const getJob = (id: string): Promise<Job> => getJson(jobPath(id));
-export const cancelJob = (id: string): Promise<Job> => postJson(`${jobPath(id)}/cancel`);
-export const listAttempts = (id: string): Promise<{ data: Attempt[] }> => getJson(`${jobPath(id)}/attempts`);
-export const listEvents = (id: string, after?: string): Promise<Page<JobEvent>> =>
-  getJson(`${jobPath(id)}/events${toQuery({ limit: 1000, after })}`);
+export const listJobs = (query: JobsQuery): Promise<JobPage> => body(api.GET('/jobs', { params: { query } }));
+
+export const getJob = (id: string): Promise<Job> => body(api.GET('/jobs/{job_id}', of(id)));
+
+export const cancelJob = (id: string): Promise<Job> => body(api.POST('/jobs/{job_id}/cancel', of(id)));
+
+export const listAttempts = (id: string): Promise<{ data: Attempt[] }> =>
+  body(api.GET('/jobs/{job_id}/attempts', of(id)));
+
+export const listEvents = (id: string, after: number): Promise<EventPage> =>
+  body(api.GET('/jobs/{job_id}/events', of(id, { limit: MAX_EVENTS, after })));
+
 export const getMetrics = (id: string, names: readonly string[]): Promise<Metrics> =>
-  getJson(`${jobPath(id)}/metrics${toQuery({ names: names.join(','), max_points: 2000 })}`);
-export const listHosts = (): Promise<{ data: Host[] }> => getJson('/hosts');
-export const login = (credentials: { code: string } | { token: string }): Promise<void> =>
-  postJson('/login', credentials);
-export const logout = (): Promise<void> => postJson('/logout');
+  body(
+    api.GET('/jobs/{job_id}/metrics', of(id, { names: names.join(','), max_points: MAX_POINTS })),
+  ) as Promise<Metrics>; // the same path answers text to format=csv, which is not asked for
 
-export const streamUrl = (): string => '/stream';
-export const jobStreamUrl = (id: string, after: string): string =>
-  `${jobPath(id)}/stream${toQuery({ after })}`;
-export const logUrl = (id: string, query: LogQuery): string => `${jobPath(id)}/logs${toQuery({ ...query })}`;
+export const listHosts = (): Promise<{ data: Host[] }> => body(api.GET('/hosts'));
 
-/** The text of a log with where it stands; null when the attempt has no log yet. */
-export async function getLog(id: string, query: LogQuery): Promise<LogSlice | null> {
-  let response: Response;
-  try {
-    response = await request('GET', logUrl(id, query));
-  } catch (error) {
-    if (error instanceof ApiError && error.status === 404) return null;
-    throw error;
-  }
-  const text = await response.text();
-  const header = (name: string): number => Number(response.headers.get(`Longyard-Log-${name}`) ?? 0);
+export const login = (credentials: Credentials): Promise<unknown> =>
+  body(api.POST('/login', { body: credentials }));
+
+export const logout = (): Promise<unknown> => body(api.POST('/logout'));
+
+/** A stretch of one rank's log; null while the job has none. */
+export async function getLog(id: string, query: LogQuery): Promise<LogMessage | null> {
+  const { data, response, error } = await answered(
+    api.GET('/jobs/{job_id}/logs', { ...of(id, query), parseAs: 'text' }),
+  );
+  if (response.status === 404) return null;
+  if (!response.ok) throw refusal(response, error);
+  const header = (name: string): number => Number(response.headers.get(`Longyard-Log-${name}`));
   return {
     attempt: header('Attempt'),
     rank: header('Rank'),
     offset: header('Offset'),
     end: header('End'),
-    text,
+    text: data ?? '',
   };
 }
 
-async function getJson<T>(path: string): Promise<T> {
-  const response = await request('GET', path);
-  return (await response.json()) as T;
+export const streamUrl = (): string => '/stream';
+
+export const jobStreamUrl = (id: string, after: string): string =>
+  `/jobs/${encodeURIComponent(id)}/stream?after=${encodeURIComponent(after)}`;
+
+export const logUrl = (id: string, rank: number, attempt: number): string =>
+  `/jobs/${encodeURIComponent(id)}/logs?rank=${rank}&attempt=${attempt}`;
+
+interface Answer<T> {
+  data?: T;
+  error?: unknown;
+  response: Response;
 }
 
-async function postJson<T>(path: string, body: unknown = {}): Promise<T> {
-  const response = await request('POST', path, body);
-  return (response.status === 204 ? undefined : await response.json()) as T;
+async function body<T>(answer: Promise<Answer<T>>): Promise<T> {
+  const { data, error, response } = await answered(answer);
+  if (!response.ok) throw refusal(response, error);
+  return data as T;
 }
 
-async function request(method: string, path: string, body?: unknown): Promise<Response> {
-  const init: RequestInit = { method, credentials: 'same-origin', cache: 'no-store' };
-  if (body !== undefined) {
-    init.headers = { 'Content-Type': 'application/json' };
-    init.body = JSON.stringify(body);
-  }
-  let response: Response;
+async function answered<T>(answer: Promise<Answer<T>>): Promise<Answer<T>> {
   try {
-    response = await fetch(path, init);
+    return await answer;
   } catch {
     throw new ApiError(0, 'no answer');
   }
-  if (!response.ok) throw new ApiError(response.status, await problemText(response));
-  return response;
 }
 
-async function problemText(response: Response): Promise<string> {
-  try {
-    const problem = (await response.json()) as Partial<Problem>;
-    return problem.detail ?? problem.title ?? response.statusText;
-  } catch {
-    return response.statusText;
-  }
+function refusal(response: Response, error: unknown): ApiError {
+  const problem = (typeof error === 'object' && error !== null ? error : {}) as Partial<Problem>;
+  return new ApiError(response.status, problem.detail ?? problem.title ?? response.statusText);
 }
 
-const jobPath = (id: string): string => `/jobs/${encodeURIComponent(id)}`;
-
-function toQuery(parameters: Record<string, string | number | undefined>): string {
-  const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(parameters)) {
-    if (value !== undefined && value !== '') query.set(name, String(value));
-  }
-  const text = query.toString();
-  return text && `?${text}`;
+function of(id: string): { params: { path: { job_id: string } } };
+function of<Query>(id: string, query: Query): { params: { path: { job_id: string }; query: Query } };
+function of(id: string, query?: unknown): { params: { path: { job_id: string }; query?: unknown } } {
+  return { params: { path: { job_id: id }, ...(query === undefined ? {} : { query }) } };
 }

@@ -43,7 +43,7 @@ export function LogPanel({ job, attempts, log }: { job: Job; attempts: readonly 
           />
           <Toggle label={t.log_follow} on={following.value} set={(on) => (following.value = on)} />
           <Toggle label={t.log_wrap} on={wrap.value} set={(on) => (wrap.value = on)} />
-          <a href={logUrl(job.id, { rank, attempt })} target="_blank" rel="noreferrer">
+          <a href={logUrl(job.id, rank, attempt)} target="_blank" rel="noreferrer">
             {t.log_whole}
           </a>
         </div>

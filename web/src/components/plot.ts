@@ -39,7 +39,11 @@ export function drawChart(box: HTMLElement, numLines: number, options: PlotOptio
       height: HEIGHT,
       legend: { show: false },
       padding: [12, 12, 0, 0],
-      cursor: { sync: { key: CROSSHAIR }, points: { size: 7 }, drag: { x: true, y: false } },
+      cursor: {
+        sync: { key: CROSSHAIR, scales: ['x', null] },
+        points: { size: 7 },
+        drag: { x: true, y: false },
+      },
       scales: { x: { time: false }, y: { distr: options.log ? LOGARITHMIC : LINEAR } },
       axes: axesOf(box, options),
       series: [{}, ...Array.from({ length: numLines }, (_, index) => seriesOf(box, index))],

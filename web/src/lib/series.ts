@@ -87,8 +87,8 @@ export function align(lines: readonly Line[]): { steps: number[]; columns: (numb
 
 const value = (point: Point): number => point.value ?? Number.NaN;
 
-function toPoint([step, raw, , flag]: MetricPoint): Point {
-  return { step, value: raw, flag: raw === null ? (flag ?? 'nan') : null };
+function toPoint([step, value, , flag]: MetricPoint): Point {
+  return { step, value, flag: flag ?? null };
 }
 
 function mergePoints(old: readonly Point[], incoming: readonly Point[]): Point[] {

@@ -45,7 +45,7 @@ function HostCard({ host }: { host: Host }) {
         <h2>{host.name}</h2>
         <span class={`host-status host-${host.status}`}>{t[host.status]}</span>
         <span class="quiet num">{t.devices_free(count(free), count(host.devices.length))}</span>
-        {host.status === 'lost' && host.last_seen_at !== null && (
+        {host.status === 'lost' && (
           <span class="quiet">
             <Age at={host.last_seen_at} />
           </span>
@@ -53,7 +53,7 @@ function HostCard({ host }: { host: Host }) {
       </div>
       <ul class="devices">
         {host.devices.map((device) => (
-          <DeviceCell key={device.index} device={device} type={host.device_type} />
+          <DeviceCell key={device.index} device={device} />
         ))}
       </ul>
       <p class="quiet versions">
@@ -65,11 +65,11 @@ function HostCard({ host }: { host: Host }) {
   );
 }
 
-function DeviceCell({ device, type }: { device: Device; type: string }) {
+function DeviceCell({ device }: { device: Device }) {
   const t = messages.value;
   const state = device.cordoned && device.state === 'free' ? 'cordoned' : device.state;
   return (
-    <li class={`device device-${state}`} title={device.name ?? type}>
+    <li class={`device device-${state}`} title={device.name}>
       <span class="device-name">{t.card(device.index)}</span>
       {device.job_id === null ? (
         <span class="device-state">{t[state]}</span>

@@ -2,7 +2,7 @@
 import { signal, type Signal } from '@preact/signals';
 import { cancelJob, getJob, getMetrics, jobStreamUrl, listAttempts, listEvents } from '../api/client';
 import { follow } from '../api/follow';
-import type { Attempt, Job, JobEvent, LogMessage, MetricsMessage } from '../api/types';
+import type { Attempt, EventPage, Job, JobEvent, LogMessage, MetricsMessage } from '../api/types';
 import { addPoints, emptySeries, type Series } from '../lib/series';
 import { openLog, type LogView } from './log';
 import { failure, type Loading } from './loading';
@@ -55,12 +55,11 @@ export function openJob(id: string): JobView {
   };
 
   const readEvents = async (): Promise<void> => {
-    let after: string | undefined;
-    do {
-      const page = await listEvents(id, after);
+    for (let after: number | null = 0; after !== null && !closed;) {
+      const page: EventPage = await listEvents(id, after);
       takeEvents(page.data);
-      after = page.has_more ? (page.next ?? undefined) : undefined;
-    } while (after !== undefined && !closed);
+      after = page.has_more ? Number(page.next) : null;
+    }
   };
   const readMetrics = async (): Promise<void> => {
     for (const { name, attempt, points } of (await getMetrics(id, CHARTED)).series) {

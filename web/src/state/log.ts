@@ -1,6 +1,6 @@
 // The log that a job's page shows: one rank of one attempt, read from its tail and followed by the job's stream.
 import { signal, type Signal } from '@preact/signals';
-import { getLog, type LogQuery } from '../api/client';
+import { getLog } from '../api/client';
 import type { LogMessage } from '../api/types';
 import { append, emptyLog, fromSlice, skipTo, type LogText } from '../lib/logText';
 import { messages } from './preferences';
@@ -16,12 +16,17 @@ export interface LogView {
   close: () => void;
 }
 
+interface Wanted {
+  rank: number | null;
+  attempt: number | null;
+}
+
 const TAIL_LINES = 5000;
 
 export function openLog(id: string): LogView {
   const text = signal<LogText | null>(null);
   const loading = signal(true);
-  let wanted: LogQuery = {};
+  let wanted: Wanted = { rank: null, attempt: null };
   /** Ranges that arrive while a read is under way; null when none is. */
   let waiting: LogMessage[] | null = null;
   let generation = 0;
@@ -77,7 +82,7 @@ export function openLog(id: string): LogView {
     take,
     load,
     choose: (rank, attempt) => {
-      wanted = { rank: rank ?? undefined, attempt: attempt ?? undefined };
+      wanted = { rank, attempt };
       return load();
     },
     close: () => {
@@ -87,10 +92,10 @@ export function openLog(id: string): LogView {
 }
 
 /** The log a message belongs to: the one held, or a fresh one where a newer attempt begins; null when it is another's. */
-function logFor(held: LogText | null, message: LogMessage, wanted: LogQuery): LogText | null {
+function logFor(held: LogText | null, message: LogMessage, wanted: Wanted): LogText | null {
   const rank = wanted.rank ?? held?.rank ?? 0;
   if (message.rank !== rank) return null;
-  if (wanted.attempt !== undefined && wanted.attempt !== message.attempt) return null;
+  if (wanted.attempt !== null && wanted.attempt !== message.attempt) return null;
   if (held && held.attempt > message.attempt) return null;
   return held?.attempt === message.attempt ? held : emptyLog(message.attempt, rank);
 }

@@ -43,7 +43,7 @@ export async function readJobs(): Promise<void> {
   const { status, text } = filter.peek();
   const limit = Math.min(LONGEST_PAGE, Math.max(PAGE, jobs.peek().length));
   try {
-    const page = await listJobs({ status: status ?? undefined, q: text.trim(), limit });
+    const page = await listJobs({ status, q: text.trim() || null, limit });
     if (mine !== request) return;
     jobs.value = page.data;
     more.value = page.has_more ? page.next : null;
@@ -58,12 +58,7 @@ export async function readMoreJobs(): Promise<void> {
   const { status, text } = filter.peek();
   if (more.peek() === null) return;
   try {
-    const page = await listJobs({
-      status: status ?? undefined,
-      q: text.trim(),
-      limit: PAGE,
-      after: more.peek() ?? undefined,
-    });
+    const page = await listJobs({ status, q: text.trim() || null, limit: PAGE, after: more.peek() });
     if (mine !== request) return;
     jobs.value = page.data.reduce(upsertJob, jobs.peek());
     more.value = page.has_more ? page.next : null;
