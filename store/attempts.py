@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +115,7 @@ def close(
     )
     job.strikes, job.retry_delay_s = closing.strikes, closing.delay_s
     if result is not None:
-        job.result = result
+        job.result = _finite(result)
     events.append(
         session,
         job,
@@ -177,6 +178,13 @@ def beats(session: Session) -> dict[str, tuple[str, str, int]]:
         select(Attempt.id, Attempt.job_id, Attempt.host, Attempt.beat).where(Attempt.status.in_(OPEN_ATTEMPT))
     )
     return {attempt_id: (job_id, host, beat) for attempt_id, job_id, host, beat in rows}
+
+
+def _finite(result: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: PostgreSQL refuses them, and the attempt could not be closed."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in result.items()
+    }
 
 
 def _hold(session: Session, attempt_id: str, *, job_id: str) -> tuple[Job, Attempt]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,11 +85,12 @@ def test_the_same_key_and_body_give_the_same_job(
     assert num_jobs(database) == 1
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "with space", "a\tb", "ü".encode()])
-def test_a_key_of_other_characters_is_refused(client: httpx.Client, spec: dict[str, Any], key: str | bytes) -> None:
-    answer = client.post("/jobs", json=spec, headers=[(b"Idempotency-Key", key if isinstance(key, bytes) else key.encode())])
-    assert answer.status_code == 422
-    assert answer.json()["errors"][0]["field"] == "header.Idempotency-Key"
+def test_a_key_of_other_characters_is_refused(client: httpx.Client, spec: dict[str, Any]) -> None:
+    for key in (b"", b"x" * 256, b"with space", b"a\tb", "ü".encode()):
+        answer = client.post("/jobs", json=spec, headers=[(b"Idempotency-Key", key)])
+        assert answer.status_code == 422, key
+        assert answer.json()["errors"][0]["field"] == "header.Idempotency-Key"
+    assert client.post("/jobs", json=spec, headers={"Idempotency-Key": "x" * 255}).status_code == 201
 
 
 def test_requests_with_one_key_at_the_same_time_make_one_job(
@@ -122,7 +122,11 @@ def test_submissions_that_arrive_together_are_all_stored(
 
 
 def test_a_locked_database_is_503_and_nothing_is_half_done(
-    client: httpx.Client, database: Database, spec: dict[str, Any], settings: Settings, eventually: Callable[..., object]
+    client: httpx.Client,
+    database: Database,
+    spec: dict[str, Any],
+    settings: Settings,
+    eventually: Callable[..., object],
 ) -> None:
     with _locked(settings):
         answer = client.post("/jobs", json=spec, headers={"Idempotency-Key": "again"})
@@ -169,25 +173,25 @@ def test_lists_filter(client: httpx.Client, submit: Submit) -> None:
     assert names(owner="nobody") == []
 
 
-@pytest.mark.parametrize(
-    ("query", "field"),
-    [
-        ("limit=0", "query.limit"),
-        ("limit=1001", "query.limit"),
-        ("limit=ten", "query.limit"),
-        ("status=done", "query.status"),
-        ("label=colour", "query.label.0"),
-        ("statu=queued", "query.statu"),
-        ("q=%00", "query.q"),
-        ("owner=a%0ab", "query.owner"),
-        ("after=" + "x" * 65, "query.after"),
-    ],
-)
-def test_a_query_that_cannot_be_meant_names_its_parameter(client: httpx.Client, query: str, field: str) -> None:
-    answer = client.get(f"/jobs?{query}")
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    assert answer.json()["errors"][0]["field"] == field
-    assert answer.json()["errors"][0]["fix"]
+UNMEANT_QUERIES = {
+    "limit=0": "query.limit",
+    "limit=1001": "query.limit",
+    "limit=ten": "query.limit",
+    "status=done": "query.status",
+    "label=colour": "query.label.0",
+    "statu=queued": "query.statu",
+    "q=%00": "query.q",
+    "owner=a%0ab": "query.owner",
+    "after=" + "x" * 65: "query.after",
+}
+
+
+def test_a_query_that_cannot_be_meant_names_its_parameter(client: httpx.Client) -> None:
+    for query, field in UNMEANT_QUERIES.items():
+        answer = client.get(f"/jobs?{query}")
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), query
+        assert answer.json()["errors"][0]["field"] == field
+        assert answer.json()["errors"][0]["fix"]
 
 
 def test_page_limits_hold_at_their_edge(client: httpx.Client) -> None:
@@ -207,12 +211,16 @@ def test_a_tag_spares_the_unchanged_job(client: httpx.Client, submit: Submit) ->
     assert changed.json()["cursor"] > first.json()["cursor"]
 
 
-@pytest.mark.parametrize("job_id", ["0193a7b2-0000-7000-8000-000000000000", "x", "%00", "..%2f..", "'; --", "a" * 5000])
-@pytest.mark.parametrize("rest", ["", "/attempts", "/events", "/checkpoints", "/logs", "/metrics", "/stream"])
-def test_what_is_not_there_is_404_with_one_body(client: httpx.Client, job_id: str, rest: str) -> None:
-    answer = client.get(f"/jobs/{job_id}{rest}")
-    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-    assert answer.headers["content-type"] == "application/problem+json"
+def test_what_is_not_there_is_404_with_one_body(client: httpx.Client) -> None:
+    bodies: set[str] = set()
+    for job_id in ("0193a7b2-0000-7000-8000-000000000000", "x", "%00", "..%2f..", "'; --", "a" * 5000):
+        for rest in ("", "/attempts", "/events", "/checkpoints", "/logs", "/metrics", "/stream"):
+            answer = client.get(f"/jobs/{job_id}{rest}")
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), (job_id, rest)
+            assert answer.headers["content-type"] == "application/problem+json"
+            if "/" not in job_id.replace("%2f", "/"):
+                bodies.add(answer.json()["detail"])
+    assert bodies == {"No such job."}
 
 
 def test_cancelling_a_queued_job_ends_it_and_again_is_no_error(client: httpx.Client, submit: Submit) -> None:
