@@ -61,7 +61,11 @@ def test_a_spec_survives_json() -> None:
         ({"warmup_steps": 5}, ("warmup_ratio",), "leave one at 0"),
         ({"max_steps": 0}, ("max_steps",), "num_train_epochs"),
         ({"train_file": "/d/\n"}, ("train_file",), "pattern"),
-        ({"from_scratch": {"hidden_size": 100}}, ("from_scratch", "hidden_size"), "multiple"),
+        (
+            {"from_scratch": {"hidden_size": 100, "max_position_embeddings": 130}},
+            ("from_scratch", "hidden_size"),
+            "multiple",
+        ),
         ({"model_name_or_path": "/m", "config_name": "/c"}, ("config_name",), "leave one of them out"),
         ({"validation_file": None}, ("validation_file",), "do_eval to false"),
         ({"do_eval": False, "eval_steps": 5}, ("eval_steps",), "remove it"),
