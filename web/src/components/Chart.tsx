@@ -1,9 +1,9 @@
 // A live line chart over steps, with the values under the pointer in its heading.
-import { useComputed, useSignal, type ReadonlySignal } from '@preact/signals';
+import { effect, useComputed, useSignal, type ReadonlySignal } from '@preact/signals';
 import { useEffect, useRef } from 'preact/hooks';
-import { formatCount, formatNumber } from '../lib/format';
+import { formatCount, formatMeasure } from '../lib/format';
 import { align, lastValue, toLine, type Flag, type Line, type Series } from '../lib/series';
-import { locale, messages, theme } from '../state/preferences';
+import { locale, messages, scheme } from '../state/preferences';
 import { drawChart, type Table } from './plot';
 
 const FLAG_WORDS: Record<Flag, string> = { nan: 'NaN', inf: '∞', '-inf': '−∞' };
@@ -22,9 +22,11 @@ interface Props {
   /** What stands where the line will be, until its first point. */
   empty: string;
   testId: string;
+  /** The last step of any chart of the page. */
+  lastStep: ReadonlySignal<number>;
 }
 
-export function Chart({ title, tracks, log = false, empty, testId }: Props) {
+export function Chart({ title, tracks, log = false, empty, testId, lastStep }: Props) {
   const t = messages.value;
   const box = useRef<HTMLDivElement>(null);
   const under = useSignal<number | null>(null);
@@ -34,13 +36,21 @@ export function Chart({ title, tracks, log = false, empty, testId }: Props) {
     return line && line.steps.length > 0 ? [{ ...track, line, index }] : [];
   });
   const drawn = used.filter((track) => !track.readout);
-  const shape = `${drawn.map((track) => track.index).join()}|${theme.value}|${locale.value}`;
+  const shape = `${drawn.map((track) => track.index).join()}|${scheme.value}|${locale.value}`;
 
   useEffect(() => {
     if (!box.current || drawn.length === 0) return;
     const onStep = (step: number | null) => (under.value = step);
     const plot = drawChart(box.current, drawn.length, { log, locale: locale.peek(), onStep });
-    const stop = lines.subscribe((now) => plot.update(tableOf(drawn.map((track) => now[track.index]))));
+    const stop = effect(() => {
+      const now = lines.value;
+      plot.update(
+        tableOf(
+          drawn.map((track) => now[track.index]),
+          lastStep.value,
+        ),
+      );
+    });
     return () => {
       stop();
       plot.destroy();
@@ -80,10 +90,10 @@ function Legend({ tracks, step }: { tracks: (Track & { line: Line })[]; step: nu
 function valueAt(line: Line, step: number | null): string {
   if (step === null) {
     const last = lastValue(line);
-    return last === null ? '–' : formatNumber(last, locale.value);
+    return last === null ? '–' : formatMeasure(last, locale.value);
   }
   const value = line.values[line.steps.indexOf(step)];
-  if (typeof value === 'number') return formatNumber(value, locale.value);
+  if (typeof value === 'number') return formatMeasure(value, locale.value);
   const flag = line.flagged.find((mark) => mark.step === step)?.flag;
   return flag ? FLAG_WORDS[flag] : '–';
 }
@@ -95,9 +105,9 @@ function summary(title: string, tracks: { line: Line }[]): string {
   return messages.value.chart_summary(title, count, valueAt(line, null));
 }
 
-function tableOf(lines: (Line | undefined)[]): Table {
+function tableOf(lines: (Line | undefined)[], lastStep: number): Table {
   const present = lines.filter((line) => line !== undefined);
   const { steps, columns } = align(present);
   const flags = present.flatMap((line) => line.flagged.map((mark) => mark.step));
-  return { data: [steps, ...columns], flags };
+  return { data: [steps, ...columns], flags, lastStep };
 }

@@ -38,6 +38,9 @@ function partsUnderWay(job: Job, percent: boolean): string[] {
   const t = messages.value;
   const { step, total_steps: total, fraction, eta_s: eta, phase } = job.progress ?? NO_PROGRESS;
   const parts: string[] = [];
+  const position = job.wait?.position ?? null;
+  if (job.status === 'queued' && position !== null)
+    parts.push(t.position(formatCount(position, locale.value)));
   if (step !== null) {
     const count = formatCount(step, locale.value);
     parts.push(total === null ? t.step(count) : t.step_of(count, formatCount(total, locale.value)));

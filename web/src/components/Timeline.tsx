@@ -4,6 +4,9 @@ import { eventText } from '../lib/eventText';
 import { formatDateTime, formatTime } from '../lib/format';
 import { locale, messages } from '../state/preferences';
 
+/** Which day is today is settled once: a list that is read need not tick. */
+const opened = Date.now();
+
 export function Timeline({ events }: { events: readonly JobEvent[] }) {
   const t = messages.value;
   return (
@@ -26,7 +29,7 @@ function Entry({ event }: { event: JobEvent }) {
   return (
     <li data-kind={event.kind}>
       <time class="num" dateTime={event.at} title={formatDateTime(event.at, locale.value)}>
-        {formatTime(event.at, locale.value)}
+        {formatTime(event.at, opened, locale.value)}
       </time>
       <div>
         {title}

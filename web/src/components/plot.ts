@@ -12,6 +12,8 @@ export interface PlotOptions {
 
 export interface Table {
   data: uPlot.AlignedData;
+  /** The last step that any chart of the page knows, so that all of them show the same stretch. */
+  lastStep: number;
   /** Steps whose value is NaN or infinite. */
   flags: number[];
 }
@@ -31,8 +33,10 @@ const LOGARITHMIC = 3;
 
 export function drawChart(box: HTMLElement, numLines: number, options: PlotOptions): Plot {
   let flags: number[] = [];
-  let pending: uPlot.AlignedData | null = null;
+  let lastStep = 0;
+  let pending: Table | null = null;
   let frame = 0;
+  const bad = inkOf(box, 'ink-bad');
   const plot = new uPlot(
     {
       width: box.clientWidth,
@@ -49,7 +53,7 @@ export function drawChart(box: HTMLElement, numLines: number, options: PlotOptio
       series: [{}, ...Array.from({ length: numLines }, (_, index) => seriesOf(box, index))],
       hooks: {
         setCursor: [(self) => options.onStep(stepUnder(self))],
-        draw: [(self) => markFlags(self, flags, inkOf(box, 'ink-bad'))],
+        draw: [(self) => markFlags(self, flags, bad)],
       },
     },
     [[]],
@@ -60,15 +64,20 @@ export function drawChart(box: HTMLElement, numLines: number, options: PlotOptio
 
   const paint = (): void => {
     frame = 0;
-    if (pending) plot.setData(pending, !isZoomed(plot));
+    if (!pending) return;
+    const zoomed = isZoomed(plot, lastStep);
+    ({ flags, lastStep } = pending);
+    plot.batch(() => {
+      plot.setData(pending?.data ?? [[]], false);
+      if (!zoomed) plot.setScale('x', { min: 0, max: Math.max(lastStep, 1) });
+      else plot.redraw();
+    });
     pending = null;
-    plot.redraw(false);
   };
   return {
     // Messages may come in bursts; a frame draws the newest only.
     update: (table) => {
-      flags = table.flags;
-      pending = table.data;
+      pending = table;
       frame ||= requestAnimationFrame(paint);
     },
     destroy: () => {
@@ -144,11 +153,14 @@ function decades(min: number, max: number): number[] {
   return ticks.filter((tick) => tick >= min && tick <= max);
 }
 
-function isZoomed(plot: uPlot): boolean {
+/** Whether a person chose a stretch of steps; a double click gives the whole line back. */
+function isZoomed(plot: uPlot, lastStep: number): boolean {
   const steps = plot.data[0];
   const { min, max } = plot.scales['x'] ?? {};
-  if (steps.length < 2 || min == null || max == null) return false;
-  return min > (steps[0] ?? 0) || max < (steps.at(-1) ?? 0);
+  if (min == null || max == null) return false;
+  const isWhole = min === 0 && max === Math.max(lastStep, 1);
+  const isReset = min === steps[0] && max === steps[steps.length - 1];
+  return !isWhole && !isReset;
 }
 
 /** A value that has no height stands as a small triangle on the top edge, at its step. */

@@ -4,9 +4,11 @@ import {
   formatAxis,
   formatDateTime,
   formatDuration,
+  formatMeasure,
   formatNumber,
   formatPercent,
   formatRanges,
+  formatTime,
 } from './format';
 
 test('durations take their two largest units', () => {
@@ -25,6 +27,18 @@ test('numbers keep about four digits', () => {
   expect(formatNumber(0.00131, 'en')).toBe('0.00131');
   expect(formatNumber(0, 'en')).toBe('0');
   expect(formatAxis(12_000, 'en')).toBe('12K');
+});
+
+test('a measure that is watched keeps its width', () => {
+  expect(formatMeasure(4.68, 'en')).toBe('4.680');
+  expect(formatMeasure(121, 'en')).toBe('121.0');
+  expect(formatMeasure(14_636.2, 'en')).toBe('14,636');
+});
+
+test('a time of another day names the day', () => {
+  const now = Date.parse('2026-01-02T12:00:00');
+  expect(formatTime('2026-01-02T09:05:07', now, 'en')).toBe('09:05:07');
+  expect(formatTime('2026-01-01T09:05:07', now, 'en')).toBe('Jan 1, 09:05');
 });
 
 test('only what is done reads 100 %', () => {

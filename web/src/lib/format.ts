@@ -21,6 +21,14 @@ export function formatNumber(value: number, locale: Locale): string {
   return numberFormat(locale, { maximumFractionDigits: digits }).format(value);
 }
 
+/** The same, always as many digits: a value that changes while one looks at it must not change its width. */
+export function formatMeasure(value: number, locale: Locale): string {
+  const size = Math.abs(value);
+  if (size < 0.1 || size >= 1000) return formatNumber(value, locale);
+  const digits = size >= 100 ? 1 : size >= 10 ? 2 : 3;
+  return numberFormat(locale, { minimumFractionDigits: digits, maximumFractionDigits: digits }).format(value);
+}
+
 /** A value on a chart's axis: short enough for its gutter. */
 export function formatAxis(value: number, locale: Locale): string {
   const size = Math.abs(value);
@@ -65,10 +73,14 @@ export function formatDateTime(at: string, locale: Locale): string {
   );
 }
 
-export function formatTime(at: string, locale: Locale): string {
-  return new Intl.DateTimeFormat(LOCALES[locale], { timeStyle: 'medium', hourCycle: 'h23' }).format(
-    new Date(at),
-  );
+/** The time of day; with the day in place of the seconds where that is another one. */
+export function formatTime(at: string, now: number, locale: Locale): string {
+  const date = new Date(at);
+  const options: Intl.DateTimeFormatOptions =
+    date.toDateString() === new Date(now).toDateString()
+      ? { hour: '2-digit', minute: '2-digit', second: '2-digit' }
+      : { month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' };
+  return new Intl.DateTimeFormat(LOCALES[locale], { ...options, hourCycle: 'h23' }).format(date);
 }
 
 /** Cards as people write them: [0, 1, 2, 5] is "0–2, 5". */

@@ -57,6 +57,7 @@ export const en = {
   empty_text: 'Submit one from the directory where Longyard runs. It appears here by itself.',
   steps: (n: string) => (n === '1' ? '1 step' : `${n} steps`),
   took_time: (duration: string) => `took ${duration}`,
+  position: (n: string) => `position ${n} in the queue`,
   left: (duration: string) => `${duration} left`,
   step_of: (step: string, total: string) => `step ${step} of ${total}`,
   step: (step: string) => `step ${step}`,

@@ -52,6 +52,7 @@ export const zh: Messages = {
   empty_text: '在运行 Longyard 的目录中提交一个作业，它会自动出现在这里。',
   steps: (n) => `${n} 步`,
   took_time: (duration) => `用时 ${duration}`,
+  position: (n) => `队列第 ${n} 位`,
   left: (duration) => `剩余 ${duration}`,
   step_of: (step, total) => `第 ${step} / ${total} 步`,
   step: (step) => `第 ${step} 步`,

@@ -68,6 +68,11 @@ export function thin(points: readonly Point[], max: number): Point[] {
   return kept;
 }
 
+/** The greatest step that any attempt has reported; 0 where there is none. */
+export function lastStepOf(series: Series): number {
+  return Math.max(0, ...[...series.values()].map((points) => points.at(-1)?.step ?? 0));
+}
+
 /** The newest finite value of a line, or null. */
 export function lastValue(line: Line): number | null {
   return line.values.findLast((entry) => entry !== null) ?? null;

@@ -66,13 +66,13 @@ function Head({ job, cancel }: { job: Job; cancel: () => Promise<void> }) {
           <div aria-live="polite" class="head-verdict">
             <Status job={job} large />
             <p class="reason" data-testid="reason">
-              {job.status_reason}
+              {reasonOf(job)}
             </p>
           </div>
         </div>
         <Cancel job={job} cancel={cancel} />
       </div>
-      {(job.progress || job.status === 'running') && (
+      {(job.progress || !isTerminal(job.status)) && (
         <div class="head-progress">
           <ProgressBar job={job} />
           <ProgressText job={job} />
@@ -141,6 +141,7 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
       <Chart
         title={t.chart_loss}
         testId="chart-loss"
+        lastStep={view.lastStep}
         empty={live ? t.chart_waiting : t.chart_none}
         tracks={[
           { label: t.series_loss, series: series.loss },
@@ -150,6 +151,7 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
       <Chart
         title={t.chart_speed}
         testId="chart-speed"
+        lastStep={view.lastStep}
         empty={live ? t.chart_waiting : t.chart_none}
         tracks={[
           { label: t.series_samples_per_second, series: series.samples_per_second },
@@ -160,6 +162,7 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
         <Chart
           title={t.chart_perplexity}
           testId="chart-perplexity"
+          lastStep={view.lastStep}
           empty={t.chart_waiting_evaluation}
           log
           tracks={[{ label: t.series_perplexity, series: series.perplexity }]}
@@ -169,6 +172,7 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
         <Chart
           title={t.chart_learning_rate}
           testId="chart-learning-rate"
+          lastStep={view.lastStep}
           empty={t.chart_waiting}
           tracks={[{ label: t.series_learning_rate, series: series.learning_rate }]}
         />
@@ -176,6 +180,9 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
     </div>
   );
 }
+
+/** The sentence beside the status, where it says more than the status. */
+const reasonOf = (job: Job): string | null => (job.status_reason === job.status ? null : job.status_reason);
 
 /** A tab in the background tells how its job stands. */
 function titleOf(job: Job): string {

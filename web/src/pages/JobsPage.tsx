@@ -133,7 +133,7 @@ function Row({ job }: { job: Job }) {
 function RowProgress({ job }: { job: Job }) {
   const sentence = job.status === 'queued' ? (job.wait?.reason ?? job.status_reason) : job.status_reason;
   if (job.status === 'queued' || job.status === 'failed' || !job.progress) {
-    return <span class="quiet clamp">{sentence}</span>;
+    return sentence === job.status ? null : <span class="quiet clamp">{sentence}</span>;
   }
   return (
     <>

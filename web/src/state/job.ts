@@ -1,9 +1,9 @@
 // One job's page: its snapshot, then everything that the job's stream adds.
-import { signal, type Signal } from '@preact/signals';
+import { computed, signal, type ReadonlySignal, type Signal } from '@preact/signals';
 import { cancelJob, getJob, getMetrics, jobStreamUrl, listAttempts, listEvents } from '../api/client';
 import { follow } from '../api/follow';
 import type { Attempt, EventPage, Job, JobEvent, LogMessage, MetricsMessage } from '../api/types';
-import { addPoints, emptySeries, type Series } from '../lib/series';
+import { addPoints, emptySeries, lastStepOf, type Series } from '../lib/series';
 import { openLog, type LogView } from './log';
 import { failure, type Loading } from './loading';
 
@@ -23,6 +23,7 @@ export interface JobView {
   attempts: Signal<readonly Attempt[]>;
   events: Signal<readonly JobEvent[]>;
   series: Record<Charted, Signal<Series>>;
+  lastStep: ReadonlySignal<number>;
   log: LogView;
   cancel: () => Promise<void>;
   reload: () => void;
@@ -114,6 +115,7 @@ export function openJob(id: string): JobView {
     attempts,
     events,
     series,
+    lastStep: computed(() => Math.max(0, ...CHARTED.map((name) => lastStepOf(series[name].value)))),
     log,
     cancel: async () => takeJob(await cancelJob(id)),
     reload: () => void load(),

@@ -9,6 +9,14 @@ export type Theme = 'auto' | 'light' | 'dark';
 const CATALOGUES: Record<Locale, Messages> = { en, zh };
 
 export const theme = signal<Theme>(stored('theme', ['auto', 'light', 'dark']) ?? 'auto');
+const systemDark = matchMedia('(prefers-color-scheme: dark)');
+const isSystemDark = signal(systemDark.matches);
+systemDark.addEventListener('change', () => (isSystemDark.value = systemDark.matches));
+
+/** The theme as it is seen, whoever chose it. */
+export const scheme = computed<'light' | 'dark'>(() =>
+  theme.value === 'auto' ? (isSystemDark.value ? 'dark' : 'light') : theme.value,
+);
 export const locale = signal<Locale>(
   stored('locale', ['en', 'zh']) ?? (navigator.language.startsWith('zh') ? 'zh' : 'en'),
 );
