@@ -6,13 +6,11 @@ same files as the real trainer and leaves with the same exit codes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +83,8 @@ class Run:
         )
 
     def checkpoint(self, step: int, broken: bool = False) -> None:
+        import hashlib
+
         directory = self.dir / "checkpoints" / f"step-{step}"
         directory.mkdir(parents=True, exist_ok=True)
         state = json.dumps({"step": step}).encode()
@@ -106,6 +106,8 @@ class Run:
 
     def fail(self, type: str, message: str, kind: str = "exception", code: int = 1) -> None:
         """An error file as the real trainer writes it, a traceback in the log, an exit code."""
+        import traceback
+
         error = RuntimeError(message)
         body = {
             "kind": kind,

@@ -75,13 +75,15 @@ class HostLoop:
 
     def run(self) -> None:
         """Until this host is drained, or does not get there in time."""
-        while not self._has_left():
+        while True:
             try:
                 self._turn()
                 pause_s = self._pause_s()
             except SQLAlchemyError as error:
                 log.warning("the database is away: %s", error)
                 pause_s = RETRY_S
+            if self._has_left():
+                break
             self._wake.wait(pause_s, also=[self._launcher.fileno()])
         self._close()
 

@@ -117,6 +117,8 @@ def main() -> None:
     with open(lock_path(settings), "a", encoding="ascii") as lock:
         _take(lock.fileno())
         _Forker(settings, connection).run()
+        # Nothing here is worth a tidy end, and the worker waits for it.
+        os._exit(0)
 
 
 def lock_path(settings: Settings) -> Path:

@@ -329,7 +329,6 @@ class Supervisor:
                             self._ask_to_look()
             except (redis.RedisError, OSError, ValueError):
                 self._is_listening = False
-                self._ask_to_look()
                 time.sleep(RETRY_S)
 
     def _ask_to_look(self) -> None:

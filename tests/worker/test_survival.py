@@ -1,0 +1,213 @@
+"""Kills of every part around a running attempt: nothing lost, nothing twice, nobody left behind."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store import attempts, hosts, jobs, states
+from store.errors import LeaseLost
+from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, JobStatus
+from tests.worker.processes import is_running
+from worker import processes, runlock
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Plane
+
+
+def test_a_killed_supervisor_is_closed_and_its_job_requeued(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit(
+        [
+            {"do": "count", "first": 1, "last": 5},
+            {"do": "checkpoint", "step": 5},
+            {"do": "say", "text": "saved"},
+            {"do": "wait_for_stop"},
+        ]
+    )
+    plane.until_log(job_id, b"saved")
+    plane.eventually(lambda: "checkpoint" in plane.kinds(job_id))
+    first, supervisor = plane.attempt(job_id), plane.supervisor(job_id)
+    (rank,) = plane.ranks(job_id)
+    processes.send([supervisor], signal.SIGKILL)
+    plane.until_status(job_id, JobStatus.QUEUED)
+    assert not is_running(rank)
+    closed = plane.attempt(job_id)
+    assert closed.id == first.id
+    assert closed.exit_reason is ExitReason.INFRA
+    assert closed.message == "its supervisor was killed by SIGKILL"
+    # What the rank said after its supervisor's death was drained before the close.
+    assert plane.log(job_id).endswith(b"stopped\n")
+    assert plane.series(job_id, "loss") == [(step, float(step)) for step in range(1, 6)]
+    plane.assert_clean(job_id)
+    assert plane.job(job_id).retry_delay_s == states.FIRST_DELAY_S
+
+
+def test_a_broken_checkpoint_is_told_and_passed_over(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit(
+        [
+            {"do": "tell_config"},
+            {"do": "checkpoint", "step": 5},
+            {"do": "checkpoint", "step": 9, "broken": True},
+            {"do": "say", "text": "saved"},
+            {"do": "wait_for", "path": str(plane.flags / "go")},
+            {"do": "succeed"},
+        ]
+    )
+    plane.eventually(lambda: plane.kinds(job_id).count("checkpoint") == 2)
+    with plane.database.write() as session:
+        jobs.preempt(session, job_id, why="the test")
+    plane.eventually(lambda: plane.job(job_id).num_attempts == 2)
+    (plane.flags / "go").touch()
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    corrupt = [event.data["step"] for event in plane.events(job_id) if event.kind == "checkpoint_corrupt"]
+    assert corrupt == [9]
+    assert str(plane.run_dir(job_id) / "checkpoints" / "step-5") in plane.log(job_id).decode()
+    assert plane.job(job_id).strikes == 0
+
+
+def test_a_killed_worker_and_launcher_cost_the_job_nothing(plane: Plane) -> None:
+    plane.start()
+    go, more = plane.flags / "go", plane.flags / "more"
+    job_id = plane.submit(
+        [
+            {"do": "count", "first": 1, "last": 3},
+            {"do": "wait_for", "path": str(more)},
+            {"do": "count", "first": 4, "last": 6},
+            {"do": "wait_for", "path": str(go)},
+            {"do": "succeed"},
+        ]
+    )
+    plane.until_log(job_id, b"step 3")
+    supervisor = plane.supervisor(job_id)
+    plane.kill_worker()
+    more.touch()
+    plane.until_log(job_id, b"step 6")
+    plane.start()
+    assert plane.supervisor(job_id) == supervisor
+    queued = plane.submit([{"do": "succeed"}])
+    assert plane.until_ended(queued).status is JobStatus.SUCCEEDED, (
+        "the new worker launches while it follows the old attempt"
+    )
+    go.touch()
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    assert plane.attempt(job_id).number == 1
+    assert plane.series(job_id, "loss") == [(step, float(step)) for step in range(1, 7)]
+    assert plane.log(job_id) == (plane.run_dir(job_id) / "r0.log").read_bytes()
+    plane.assert_clean(job_id)
+
+
+def test_everything_killed_at_once_is_found_at_the_next_start(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit([{"do": "fork_loader"}, {"do": "say", "text": "up"}, {"do": "ignore_stop"}, {"do": "hang"}])
+    plane.until_log(job_id, b"ignoring")
+    supervisor, ranks = plane.supervisor(job_id), plane.ranks(job_id)
+    plane.kill_worker()
+    processes.send([supervisor], signal.SIGKILL)
+    plane.start()
+    plane.until_status(job_id, JobStatus.QUEUED)
+    assert not any(is_running(pid) for pid in ranks)
+    assert plane.attempt(job_id).message == "its supervisor is gone"
+    plane.assert_clean(job_id)
+
+
+def test_a_killed_launcher_is_replaced(plane: Plane) -> None:
+    plane.start()
+    first = plane.launcher()
+    processes.send([first], signal.SIGKILL)
+    job_id = plane.submit([{"do": "succeed"}])
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    assert plane.launcher() != first
+
+
+def test_a_supervisor_whose_attempt_was_closed_by_others_ends_its_ranks(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit([{"do": "say", "text": "up"}, {"do": "ignore_stop"}, {"do": "hang"}])
+    plane.until_log(job_id, b"up")
+    attempt, ranks, supervisor = plane.attempt(job_id), plane.ranks(job_id), plane.supervisor(job_id)
+    with plane.database.write() as session:
+        jobs.cancel(session, job_id)
+        attempts.close(
+            session,
+            attempt.id,
+            job_id=job_id,
+            reason=ExitReason.LEASE_EXPIRED,
+            message="closed by the test",
+            devices_clean=False,
+        )
+    plane.eventually(lambda: not any(is_running(pid) for pid in [*ranks, supervisor]))
+    plane.eventually(lambda: {device.state for device in _devices(plane)} == {DeviceState.FREE})
+    assert plane.attempt(job_id).message == "closed by the test"
+    with plane.database.write() as session, pytest.raises(LeaseLost):
+        attempts.renew(session, attempt.id, job_id=job_id)
+
+
+def test_a_stopped_supervisor_loses_its_lease_and_everything_of_it_is_ended(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit([{"do": "say", "text": "up"}, {"do": "hang"}])
+    plane.until_log(job_id, b"up")
+    ranks, supervisor = plane.ranks(job_id), plane.supervisor(job_id)
+    processes.send([supervisor], signal.SIGSTOP)
+    plane.until_status(job_id, JobStatus.QUEUED)
+    assert not any(is_running(pid) for pid in [*ranks, supervisor])
+    plane.assert_clean(job_id)
+
+
+def test_a_supervisor_ends_its_ranks_before_the_lease_when_the_database_is_away(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit([{"do": "say", "text": "up"}, {"do": "wait_for_stop", "save": 3}])
+    plane.until_log(job_id, b"up")
+    (rank,) = plane.ranks(job_id)
+    with plane.database.write() as session:
+        # Nobody else can write while this transaction is open.
+        hosts.beat(session, plane.settings.host_name)
+        plane.eventually(lambda: not is_running(rank), within_s=plane.settings.lease_s)
+        assert runlock.holder(plane.run_dir(job_id)) is not None, "the supervisor waits to tell"
+    plane.until_status(job_id, JobStatus.QUEUED)
+    attempt = plane.attempt(job_id)
+    assert attempt.exit_reason is ExitReason.LEASE_EXPIRED
+    assert "could not reach the database" in (attempt.message or "")
+    assert "checkpoint" in plane.kinds(job_id)
+    assert plane.log(job_id).endswith(b"stopped\n")
+
+
+def test_a_drain_checkpoints_and_the_next_start_resumes(plane: Plane) -> None:
+    worker = plane.start()
+    job_id = plane.submit(
+        [{"do": "tell_config"}, {"do": "say", "text": "up"}, {"do": "wait_for_stop", "save": 4}], num_devices=2
+    )
+    plane.until_log(job_id, b"up")
+    plane.until_log(job_id, b"up", rank=1)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=30) == 0
+    job, attempt = plane.job(job_id), plane.attempt(job_id)
+    assert (job.status, job.strikes) == (JobStatus.QUEUED, 0)
+    assert (attempt.status, attempt.exit_reason) == (AttemptStatus.STOPPED, ExitReason.PREEMPTED)
+    plane.assert_clean(job_id)
+    with plane.database.read() as session:
+        assert hosts.all_hosts(session)[0].host.status is HostStatus.DRAINING
+    plane.start()
+    plane.eventually(lambda: plane.job(job_id).num_attempts == 2)
+    plane.until_log(job_id, b"step-4")
+    plane.cancel(job_id)
+    assert plane.until_ended(job_id).status is JobStatus.CANCELLED
+
+
+def test_a_second_signal_hurries_the_drain(plane: Plane) -> None:
+    worker = plane.start(LONGYARD_STOP_GRACE_S="600")
+    job_id = plane.submit([{"do": "ignore_stop"}, {"do": "hang"}])
+    plane.until_log(job_id, b"ignoring")
+    worker.send_signal(signal.SIGTERM)
+    plane.eventually(lambda: "preempt_requested" in plane.kinds(job_id))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=30) == 0
+    assert plane.job(job_id).status is JobStatus.QUEUED
+    plane.assert_clean(job_id)
+
+
+def _devices(plane: Plane) -> list[object]:
+    with plane.database.read() as session:
+        return [device.device for host in hosts.all_hosts(session) for device in host.devices]
