@@ -15,7 +15,7 @@ from cli.client import Json, printable
 from cli.tables import number
 
 TERMINAL = ("succeeded", "failed", "cancelled")
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 10.0
 
 
 @dataclass

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cli import client
@@ -49,6 +51,43 @@ class Longyard:
         """Relative to the inputs, where the program runs."""
         named = {"train_file": "train.txt", "validation_file": "test.txt", "tokenizer_name": "lf_token"}
         return [part for name, path in named.items() for part in ("-s", f"{name}={path}")]
+
+
+class Up:
+    """One `longyard up` on a directory of its own."""
+
+    def __init__(self, data_dir: Path, inputs: Path) -> None:
+        data_dir.mkdir()
+        self.data_dir = data_dir
+        self.environment = environment_of(data_dir, inputs)
+        self.longyard = Longyard(self.environment, inputs)
+        self.output = data_dir.parent / "up.out"
+
+    def start(self) -> None:
+        with open(self.output, "wb") as output:
+            argv = [sys.executable, "-P", "-m", "cli", "up"]
+            self.process = subprocess.Popen(argv, env=self.environment, stdout=output, stderr=output)
+        wait_until(lambda: b"^C stops it" in self.output.read_bytes(), self.process, self.output)
+
+    def child(self, module: str) -> psutil.Process | None:
+        """The live child that runs this room."""
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.Error):  # it may end while it is looked at
+                if module in child.cmdline():
+                    return child
+        return None
+
+    @property
+    def url(self) -> str:
+        return client.read_text(self.data_dir / "url") or ""
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout=DEADLINE_S)
+            finally:
+                self.process.kill()
 
 
 def environment_of(data_dir: Path, inputs: Path) -> dict[str, str]:

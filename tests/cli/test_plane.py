@@ -4,63 +4,26 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cli import client
-from tests.cli.conftest import Longyard, environment_of, wait_until
+from tests.cli.conftest import Longyard, Up, environment_of
 
 GONE_S = 10.0
 
 
-class Up:
-    """One `longyard up` on a directory of its own."""
-
-    def __init__(self, data_dir: Path, inputs: Path) -> None:
-        self.data_dir = data_dir
-        self.environment = environment_of(data_dir, inputs)
-        self.longyard = Longyard(self.environment, inputs)
-        self.output = data_dir.parent / "up.out"
-
-    def start(self) -> None:
-        with open(self.output, "wb") as output:
-            argv = [sys.executable, "-P", "-m", "cli", "up"]
-            self.process = subprocess.Popen(argv, env=self.environment, stdout=output, stderr=output)
-        wait_until(lambda: b"^C stops it" in self.output.read_bytes(), self.process, self.output)
-
-    def child(self, module: str) -> psutil.Process | None:
-        """The live child that runs this room."""
-        for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.Error):  # it may end while it is looked at
-                if module in child.cmdline():
-                    return child
-        return None
-
-    @property
-    def url(self) -> str:
-        return client.read_text(self.data_dir / "url") or ""
-
-
 @pytest.fixture
 def up(tmp_path: Path, inputs: Path) -> Iterator[Up]:
-    (tmp_path / "data").mkdir()
     up = Up(tmp_path / "data", inputs)
     up.start()
     try:
         yield up
     finally:
-        if up.process.poll() is None:
-            up.process.send_signal(signal.SIGTERM)
-            try:
-                up.process.wait(timeout=30)
-            finally:
-                up.process.kill()
+        up.stop()
 
 
 def everything(up: Up) -> list[psutil.Process]:
