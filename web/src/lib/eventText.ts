@@ -35,7 +35,7 @@ const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
     }),
     status: (data, t) => ({
       title: statusWord(text(data['status']), t),
-      detail: text(data['reason']) || null,
+      detail: data['reason'] === data['status'] ? null : text(data['reason']) || null,
     }),
     checkpoint: (data, t) => ({ title: t.event_checkpoint(text(data['step'])), detail: null }),
     checkpoint_corrupt: (data, t) => ({

@@ -10,8 +10,8 @@ test('nested fields take their path, unset ones are left out', () => {
   };
   expect(specRows(train)).toEqual([
     ['train_file', 'a.txt'],
+    ['do_eval', 'false'],
     ['from_scratch.layers', '4'],
     ['from_scratch.window', '[32,64]'],
-    ['do_eval', 'false'],
   ]);
 });

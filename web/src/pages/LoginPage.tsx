@@ -11,7 +11,10 @@ type Credentials = { code: string } | { token: string };
 
 /** Taken at once and out of the address, so that the code stays in no history. */
 const code = location.hash.slice(1);
-const next = safeNext(new URLSearchParams(location.search).get('next'));
+// The server answers with this page in place of any other that needs a session.
+const wanted =
+  location.pathname === '/ui/login' ? new URLSearchParams(location.search).get('next') : location.pathname;
+const next = safeNext(wanted);
 history.replaceState(null, '', location.pathname + location.search);
 
 export function LoginPage() {
