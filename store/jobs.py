@@ -113,7 +113,7 @@ def many(session: Session, job_ids: Sequence[str]) -> Sequence[Job]:
 def revs(session: Session, *, newer_than: str) -> dict[str, int]:
     """The `rev` of each job that is not at its end or was made after the one named: what a watcher of all jobs compares."""
     query = select(Job.id, Job.rev).where(or_(Job.status.not_in(TERMINAL_JOB), Job.id > newer_than))
-    return dict(session.execute(query).tuples().all())
+    return dict(session.execute(query).all())
 
 
 def page(
