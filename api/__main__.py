@@ -91,7 +91,7 @@ def server_of(app: object, plane: Plane) -> Server:
     return Server(config, plane)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, stuck_client_ms: int = STUCK_CLIENT_MS) -> socket.socket:
     """Raises OSError where the address is taken or is not ours."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -100,7 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # Accepted sockets inherit these.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STUCK_CLIENT_MS)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, stuck_client_ms)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.bind(address)
         listener.listen(2048)

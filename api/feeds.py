@@ -43,7 +43,8 @@ class JobFeeds:
     async def follow(self, job_id: str, cursor: Cursor, stream: Stream) -> AsyncIterator[bytes]:
         """Everything after the cursor, then what happens, until the job has ended or the stream has.
 
-        It catches up by looks of its own, then takes what the reader puts into its box, as long as that continues the cursor.
+        It catches up by looks of its own, then takes what the reader puts into its box, as long as that continues the cursor:
+        a client so slow that its box was emptied catches up by itself again.
         """
         self._join(job_id, stream)
         live = False
@@ -127,7 +128,8 @@ class PlaneFeed:
         try:
             await self._surveyed.wait()
             yield changes.event("reset", "{}")
-            while not stream.ended:
+            # This stream does not resume: one that has missed something ends, and its client begins with a new `reset`.
+            while not stream.ended and not stream.has_missed:
                 batch = stream.take()
                 if batch is not None:
                     yield batch.data

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import anyio.to_thread
-import structlog
 
 from api.errors import DATABASE_ERRORS, Problem
 from store import tokens
@@ -21,8 +20,6 @@ MAX_STREAMS: Final = 500
 MAX_WAITING_BATCHES: Final = 64
 MAX_WAITING_BYTES: Final = 4 << 20
 CHECK_S: Final = 0.8  # a revoked secret loses its streams within a second
-
-log = structlog.get_logger("api.streams")
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,13 @@ class Batch:
 
 
 class Stream:
-    """One open answer: a bounded box of batches. A client that does not read fills it, and is let go."""
+    """One open answer: a bounded box of batches. A client that reads too slowly finds it empty, and has missed something."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.wake = asyncio.Event()
         self.ended = False
+        self.has_missed = False
         self._waiting: deque[Batch] = deque()
         self._num_bytes = 0
 
@@ -55,12 +53,8 @@ class Stream:
         self._waiting.append(batch)
         self._num_bytes += len(batch.data)
         if len(self._waiting) > MAX_WAITING_BATCHES or self._num_bytes > MAX_WAITING_BYTES:
-            log.info(
-                "a client that does not read its stream was dropped",
-                owner=self.identity.owner,
-                waiting_bytes=self._num_bytes,
-            )
-            self.end()
+            self._empty()
+            self.has_missed = True
         self.wake.set()
 
     def take(self) -> Batch | None:
@@ -82,9 +76,12 @@ class Stream:
 
     def end(self) -> None:
         self.ended = True
+        self._empty()
+        self.wake.set()
+
+    def _empty(self) -> None:
         self._waiting.clear()
         self._num_bytes = 0
-        self.wake.set()
 
 
 class Streams:
@@ -98,6 +95,9 @@ class Streams:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    def all_open(self) -> list[Stream]:
+        return list(self._open)
 
     def check_room(self) -> None:
         """Raises Problem where this process has as many streams as it takes."""

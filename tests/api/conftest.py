@@ -38,7 +38,7 @@ def token(settings: Settings, database: Database) -> str:
 @pytest.fixture
 def server(settings: Settings, token: str) -> Iterator[Running]:
     app = create_app(settings)
-    listener = listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0, stuck_client_ms=1000)
     server = server_of(app, app.state.plane)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import func, make_url, select
 
-from store import attempts, checkpoints, hosts, jobs, logs
+from store import attempts, checkpoints, jobs, logs
 from store.db import Database
 from store.models import Attempt, Job
 from store.settings import Settings
