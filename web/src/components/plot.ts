@@ -1,5 +1,6 @@
 // How uPlot draws a chart of ours: colours from the style sheet, marks for NaN, one crosshair over all charts of the page.
 import uPlot from 'uplot';
+import { logTicks } from '../lib/ticks';
 import { formatAxis, formatCount, type Locale } from '../lib/format';
 
 export interface PlotOptions {
@@ -107,7 +108,7 @@ function axesOf(box: HTMLElement, { locale, log }: PlotOptions): uPlot.Axis[] {
     space: 36,
     values: (_, ticks) => ticks.map((tick) => formatAxis(tick, locale)),
     ...(log
-      ? { splits: (_self, _axis, min, max) => decades(min, max), filter: (_self, ticks) => ticks }
+      ? { splits: (_self, _axis, min, max) => logTicks(min, max), filter: (_self, ticks) => ticks }
       : {}),
   };
   return [steps, values];
@@ -142,15 +143,6 @@ function isSparse(values: ArrayLike<number | null | undefined>): boolean {
   let count = 0;
   for (let index = 0; index < values.length && count <= SPARSE; index++) if (values[index] != null) count++;
   return count <= SPARSE;
-}
-
-/** Powers of ten; with 2 and 5 between where one decade is all there is. */
-function decades(min: number, max: number): number[] {
-  const powers: number[] = [];
-  for (let power = Math.floor(Math.log10(min)); power <= Math.ceil(Math.log10(max)); power++)
-    powers.push(10 ** power);
-  const ticks = powers.length > 3 ? powers : powers.flatMap((power) => [power, 2 * power, 5 * power]);
-  return ticks.filter((tick) => tick >= min && tick <= max);
 }
 
 /** Whether a person chose a stretch of steps; a double click gives the whole line back. */

@@ -27,6 +27,7 @@ test('numbers keep about four digits', () => {
   expect(formatNumber(0.00131, 'en')).toBe('0.00131');
   expect(formatNumber(0, 'en')).toBe('0');
   expect(formatAxis(12_000, 'en')).toBe('12K');
+  expect(formatAxis(1e51, 'en')).toBe('1e51');
 });
 
 test('a measure that is watched keeps its width', () => {

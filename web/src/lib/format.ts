@@ -32,7 +32,7 @@ export function formatMeasure(value: number, locale: Locale): string {
 /** A value on a chart's axis: short enough for its gutter. */
 export function formatAxis(value: number, locale: Locale): string {
   const size = Math.abs(value);
-  if (size !== 0 && size < 1e-4) return value.toExponential(0).replace('e+', 'e');
+  if (size !== 0 && (size < 1e-4 || size >= 1e15)) return value.toExponential(0).replace('e+', 'e');
   return numberFormat(locale, { notation: 'compact', maximumSignificantDigits: 3 }).format(value);
 }
 

@@ -41,17 +41,21 @@ export function openLog(id: string): LogView {
     drain();
   };
 
+  /** Read what is missing after `from`. Each turn moves on, or gives up a message: nothing is asked for ever. */
   const fill = async (from: LogText): Promise<void> => {
     const mine = generation;
-    waiting ??= [];
-    const slice = await getLog(id, { rank: from.rank, attempt: from.attempt, offset: from.end }).catch(
-      () => null,
-    );
+    const query = { rank: from.rank, attempt: from.attempt, offset: from.end };
+    const slice = await getLog(id, query).catch(() => null);
     if (mine !== generation) return;
-    if (slice) {
-      const joined = append(skipHole(from, slice.offset), slice);
-      if (joined !== 'gap') text.value = joined;
+    if (!slice) {
+      waiting = null; // the next message finds the gap again
+      return;
     }
+    const joined = append(skipHole(from, slice.offset), slice);
+    const next = waiting?.[0];
+    if (joined !== 'gap' && joined.end > from.end) text.value = joined;
+    else if (next && next.offset > from.end) text.value = skipHole(from, next.offset);
+    else waiting?.shift();
     drain();
   };
 
