@@ -1,0 +1,145 @@
+"""The dashboard in real Chromium, on a real plane that really trains."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.conftest import Plane
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+
+Eventually = Callable[..., object]
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """Debian's Chromium where it is installed, else the one `playwright install chromium` brought."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("LONGYARD_CHROMIUM") or shutil.which("chromium"), args=FLAGS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def page(chromium: Browser, plane: Plane, complaints: list[str]) -> Iterator[Page]:
+    """Signed in by a one-time link. Whatever the page's console complains of fails the test."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    page = context.new_page()
+    page.set_default_timeout(30_000)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto(plane.url + plane.post("/login-codes")["path"])
+    expect(page).to_have_url(plane.url + "/ui/")
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def test_a_job_is_seen_to_train_and_another_is_cancelled(page: Page, plane: Plane, eventually: Eventually) -> None:
+    expect(page.get_by_text("curl")).to_be_visible()  # nothing submitted yet: the page says how
+
+    first = plane.submit("watched", num_devices=2, max_steps=100_000)
+    row = page.get_by_test_id("job-row").filter(has_text="watched")
+    expect(row.get_by_test_id("status")).to_have_text("running", ignore_case=True)
+    row.get_by_role("link", name="watched").click()
+    expect(page).to_have_url(f"{plane.url}/ui/jobs/{first}")
+
+    curve = page.get_by_test_id("chart-loss")
+    points = lambda: int(curve.get_attribute("data-points") or 0)  # noqa: E731
+    eventually(lambda: points() >= 5)
+    seen = points()
+    eventually(lambda: points() > seen)
+    expect(page.get_by_test_id("chart-speed")).to_be_visible()
+
+    log = page.get_by_test_id("log")
+    expect(log).to_contain_text("step ")
+    before = log.inner_text()
+    eventually(lambda: log.inner_text() != before)
+    shot(page, "training")
+
+    second = plane.submit("unwanted", max_steps=100_000)
+    page.goto(f"{plane.url}/ui/jobs/{second}")
+    eventually(lambda: (plane.job(second)["progress"] or {}).get("step"))
+    page.get_by_test_id("cancel").click()
+    page.get_by_test_id("cancel-confirm").click()
+    expect(page.get_by_test_id("status").first).to_have_text("cancelled", ignore_case=True)
+    assert plane.job(second)["status"] == "cancelled"
+    assert plane.job(first)["status"] == "running"
+
+
+def test_the_end_of_a_job_is_told_without_a_reload(page: Page, plane: Plane) -> None:
+    job_id = plane.submit("ends", max_steps=40, do_eval=True)
+    page.goto(f"{plane.url}/ui/jobs/{job_id}")
+    expect(page.get_by_test_id("status").first).to_have_text("succeeded", ignore_case=True, timeout=120_000)
+    result = plane.job(job_id)["result"]
+    expect(page.get_by_test_id("result")).to_contain_text(f"{result['perplexity']:,.0f}"[:3])
+    expect(page.get_by_test_id("result")).to_contain_text("output")
+    shot(page, "succeeded")
+
+
+def test_a_failure_is_told_on_the_page(page: Page, plane: Plane) -> None:
+    text = plane.inputs / "broken.txt"
+    text.write_bytes(b"good line\n\xff\xfe is no text\n")
+    job_id = plane.submit("fails", train_file=str(text))
+    page.goto(f"{plane.url}/ui/jobs/{job_id}")
+    failure = page.get_by_test_id("failure")
+    expect(failure).to_contain_text("UTF-8", timeout=120_000)
+    expect(failure).to_contain_text("rank 0", ignore_case=True)
+    expect(failure).to_contain_text("broken.txt")
+    shot(page, "failed")
+
+
+def test_markup_in_a_name_is_text(page: Page, plane: Plane) -> None:
+    name = "<img src=x onerror=alert(1)> & \u202e"
+    plane.submit(name, max_steps=1)
+    expect(page.get_by_test_id("job-row").filter(has_text="<img src=x")).to_be_visible()
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_a_used_link_and_no_login_are_answered_in_words(chromium: Browser, plane: Plane) -> None:
+    link = plane.url + plane.post("/login-codes")["path"]
+    for _ in range(2):
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(link)
+        page.wait_for_url(plane.url + "/ui/") if _ == 0 else expect(
+            page.get_by_test_id("login-problem")
+        ).to_be_visible()
+        context.close()
+    context = chromium.new_context()
+    page = context.new_page()
+    answer = page.goto(plane.url + "/ui/")
+    assert answer is not None
+    assert answer.status == 401
+    expect(page.get_by_test_id("token")).to_be_visible()
+    page.get_by_test_id("token").fill(plane.token)
+    page.get_by_test_id("sign-in").click()
+    expect(page).to_have_url(plane.url + "/ui/")
+    context.close()
+
+
+def shot(page: Page, name: str) -> None:
+    """A picture for whoever wants to look: LONGYARD_SCREENSHOTS names a directory."""
+    if directory := os.environ.get("LONGYARD_SCREENSHOTS"):
+        page.screenshot(path=f"{directory}/{name}.png", full_page=True)
