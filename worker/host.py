@@ -109,8 +109,10 @@ class HostLoop:
             self._launched.discard(told.attempt_id)
             if told.exit_code != supervisor.BUSY:
                 self._ended[told.attempt_id] = told.exit_code
-            # Its devices are free: in this worker's turn if it plans, else in that of whoever does.
-            if not self._sweeper.has_role:
+            # Its devices are free: this worker plans, or tells whoever does.
+            if self._sweeper.has_role:
+                self._is_hinted = True
+            else:
                 self._sender.schedule()
         if not self._launcher.is_alive:
             log.error("the launcher has ended; starting another")

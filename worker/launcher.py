@@ -113,7 +113,7 @@ def main() -> None:
     connection.setblocking(False)
     processes.name_this("ly-launcher")
     processes.become_subreaper()
-    _warm()
+    _warm(settings)
     with open(lock_path(settings), "a", encoding="ascii") as lock:
         _take(lock.fileno())
         _Forker(settings, connection).run()
@@ -127,8 +127,10 @@ def lock_path(settings: Settings) -> Path:
     return directory / "launcher.lock"
 
 
-def _warm() -> None:
+def _warm(settings: Settings) -> None:
     """Use, once and on nothing, what a supervisor will; then keep the collector off those pages, so that children share them."""
+    # Loads the driver, and connects to nothing.
+    Database(settings.db_url).dispose()
     throw_away = Database("sqlite://")
     with suppress(SQLAlchemyError), throw_away.read() as session:
         attempts.get(session, "")
@@ -200,6 +202,8 @@ class _Forker:
         output = os.open(run_dir / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, output)):
             os.dup2(source, target)
+        # A name that looks like a hub's is looked for here as a directory too: there is none.
+        os.chdir(run_dir)
         os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         configure(self._settings, attempt=request.attempt_id, job=request.job_id)
         processes.name_this("ly-supervisor")

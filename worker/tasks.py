@@ -19,19 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def define(celery: Celery, poke: Callable[[], None]) -> None:
-    """Register the three tasks. A lost, late, doubled or forged message changes when the loop looks, and nothing else."""
+    """Register the tasks. A lost, late, doubled or forged message changes when the loop looks, and nothing else."""
 
-    @celery.task(name=broker.SCHEDULE)
-    def schedule() -> None:  # pyright: ignore[reportUnusedFunction]
+    def hint(attempt_id: str = "") -> None:
         poke()
 
-    @celery.task(name=broker.LAUNCH)
-    def launch(attempt_id: str) -> None:  # pyright: ignore[reportUnusedFunction]
-        poke()
-
-    @celery.task(name=broker.SWEEP)
-    def sweep() -> None:  # pyright: ignore[reportUnusedFunction]
-        poke()
+    for name in (broker.SCHEDULE, broker.LAUNCH, broker.SWEEP):
+        celery.task(name=name)(hint)
 
 
 def consume(celery: Celery, host: str) -> threading.Thread:

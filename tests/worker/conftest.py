@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,12 @@ def eventually(condition: Callable[[], Any], *, within_s: float = DEADLINE_S) ->
 class Plane:
     """The test's view of one host: it starts and kills workers, submits programs, reads what came of them."""
 
-    def __init__(self, tmp_path: Path, sqlite_template: Path) -> None:
+    def __init__(self, tmp_path: Path, sqlite_template: Path, *, database_url: str = "") -> None:
         self.inputs = tmp_path / "inputs"
         self.settings = Settings(
             data_dir=tmp_path / "data",
             data_roots=(self.inputs,),
+            database_url=database_url,
             host_name="testhost",
             heartbeat_s=0.25,
             lease_s=3.0,
@@ -59,8 +60,8 @@ class Plane:
             host_loop_s=0.25,
         )
         self.settings.data_dir.mkdir()
-        # The store's own tests cover both databases.
-        shutil.copyfile(sqlite_template, self.settings.data_dir / "longyard.db")
+        if not database_url:
+            shutil.copyfile(sqlite_template, self.settings.data_dir / "longyard.db")
         self.database = Database(self.settings.db_url, busy_timeout_s=10.0)
         self.eventually = eventually
         (self.inputs / "tokenizer").mkdir(parents=True)
@@ -71,7 +72,16 @@ class Plane:
 
     @property
     def environment(self) -> dict[str, str]:
-        names = ("data_dir", "host_name", "heartbeat_s", "lease_s", "stop_grace_s", "sibling_grace_s", "host_loop_s")
+        names = (
+            "data_dir",
+            "database_url",
+            "host_name",
+            "heartbeat_s",
+            "lease_s",
+            "stop_grace_s",
+            "sibling_grace_s",
+            "host_loop_s",
+        )
         given = {name: getattr(self.settings, name) for name in names}
         variables = {f"LONGYARD_{name.upper()}": str(value) for name, value in given.items()}
         return {
@@ -93,7 +103,7 @@ class Plane:
         return worker
 
     @contextmanager
-    def broker(self) -> Iterator[None]:
+    def broker(self) -> Generator[None]:
         """A Valkey server for this host, for a `with` block."""
         argv = [sys.executable, "-m", "store.embedded"]
         server = subprocess.Popen(argv, env=self.environment, stdout=subprocess.DEVNULL)

@@ -9,6 +9,7 @@ import pytest
 
 from store import attempts, hosts, jobs, states
 from store.errors import LeaseLost
+from store.models import Device
 from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, JobStatus
 from tests.worker.processes import is_running
 from worker import processes, runlock
@@ -208,6 +209,6 @@ def test_a_second_signal_hurries_the_drain(plane: Plane) -> None:
     plane.assert_clean(job_id)
 
 
-def _devices(plane: Plane) -> list[object]:
+def _devices(plane: Plane) -> list[Device]:
     with plane.database.read() as session:
         return [device.device for host in hosts.all_hosts(session) for device in host.devices]

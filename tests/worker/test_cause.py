@@ -1,0 +1,123 @@
+"""Verdicts from what was seen, without a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from store.states import ExitReason
+from worker import cause
+from worker.cause import StopAsked, Verdict
+from worker.ranks import Rank, Ranks
+
+BIG = 1 << 62
+
+
+def ranks(*ends: tuple[int, float], told_at: float | None = None) -> Ranks:
+    members = [Rank(number, 100 + number, code, at, told_at) for number, (code, at) in enumerate(ends)]
+    return Ranks(members, any_left=False, oom_kills_before=BIG)
+
+
+def log(run_dir: Path, rank: int, text: str) -> None:
+    (run_dir / f"r{rank}.log").write_text(text)
+
+
+def results(run_dir: Path, text: str = '{"perplexity": 2.0}') -> None:
+    (run_dir / "output").mkdir()
+    (run_dir / "output" / "results.json").write_text(text)
+
+
+def test_all_ended_well(tmp_path: Path) -> None:
+    results(tmp_path)
+    stop = StopAsked(ExitReason.USER_CANCELLED, 0.0, "cancelled")
+    verdict = cause.judge(ranks((0, 1.0), (0, 2.0)), tmp_path, stop=stop)
+    assert verdict == Verdict(ExitReason.COMPLETED, None, None, {"perplexity": 2.0, "output": str(tmp_path / "output")})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "x" * 2_000_000])
+def test_results_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    results(tmp_path, text)
+    verdict = cause.judge(ranks((0, 1.0)), tmp_path, stop=None)
+    assert verdict.reason is ExitReason.INFRA
+    assert "results.json" in (verdict.message or "")
+
+
+def test_a_failure_before_the_stop_is_the_cause(tmp_path: Path) -> None:
+    log(tmp_path, 1, "Traceback\nValueError: odd\n\n")
+    stop = StopAsked(ExitReason.USER_CANCELLED, 5.0, "cancelled")
+    verdict = cause.judge(ranks((-15, 6.0), (1, 4.0), told_at=4.5), tmp_path, stop=stop)
+    assert verdict == Verdict(ExitReason.USER_ERROR, "rank 1 failed: ValueError: odd", 1)
+    verdict = cause.judge(ranks((3, 6.0), (1, 7.0)), tmp_path, stop=stop)
+    assert verdict == Verdict(ExitReason.USER_CANCELLED, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("ends", "failing", "reason"),
+    [
+        ([(7, 1.0), (5, 5.0)], 1, ExitReason.OUT_OF_MEMORY),
+        ([(1, 1.0), (-11, 3.0)], 1, ExitReason.INFRA),
+        ([(7, 1.0), (5, 6.5)], 0, ExitReason.INFRA),
+        ([(7, 2.0), (7, 1.0)], 1, ExitReason.INFRA),
+        ([(4, 2.0), (0, 1.0)], 0, ExitReason.DIVERGED),
+        ([(3, 1.0), (6, 2.0)], 1, ExitReason.STORAGE),
+        ([(127, 1.0), (0, 2.0)], 0, ExitReason.LAUNCH_ERROR),
+    ],
+)
+def test_which_rank_and_why(tmp_path: Path, ends: list[tuple[int, float]], failing: int, reason: ExitReason) -> None:
+    verdict = cause.judge(ranks(*ends), tmp_path, stop=None)
+    assert (verdict.failing_rank, verdict.reason) == (failing, reason)
+
+
+def test_siblings_that_we_ended_are_no_cause(tmp_path: Path) -> None:
+    attempt = ranks((-9, 1.5), (1, 1.0))
+    attempt.members[0].told_at = 1.1
+    assert cause.judge(attempt, tmp_path, stop=None).failing_rank == 1
+
+
+def test_told_from_outside_to_stop(tmp_path: Path) -> None:
+    verdict = cause.judge(ranks((3, 1.0)), tmp_path, stop=None)
+    assert (verdict.reason, verdict.message) == (ExitReason.INFRA, "rank 0 stopped: somebody outside told it to stop")
+
+
+def test_memory_that_the_kernel_took(tmp_path: Path) -> None:
+    attempt = ranks((-9, 1.0))
+    attempt.oom_kills_before = -1
+    verdict = cause.judge(attempt, tmp_path, stop=None)
+    assert verdict.reason is ExitReason.OUT_OF_MEMORY
+    assert (verdict.message or "").startswith("rank 0 was killed by SIGKILL: the kernel")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB", ExitReason.OUT_OF_MEMORY),
+        ("RuntimeError: EZ9999: Inner Error! the aicore operator failed", ExitReason.DEVICE_ERROR),
+        ("RuntimeError: CUDA error: device-side assert triggered", ExitReason.DEVICE_ERROR),
+        ("OSError: [Errno 28] No space left on device", ExitReason.STORAGE),
+        ("KeyError: 'loss'", ExitReason.USER_ERROR),
+    ],
+)
+def test_signatures_in_the_last_line(tmp_path: Path, text: str, reason: ExitReason) -> None:
+    log(tmp_path, 0, f"Traceback (most recent call last):\n  …\n{text}\n")
+    assert cause.judge(ranks((1, 1.0)), tmp_path, stop=None) == Verdict(reason, f"rank 0 failed: {text}", 0)
+
+
+def test_messages_are_bounded_and_printable(tmp_path: Path) -> None:
+    log(tmp_path, 0, "Error: \x1b[31mred\x00 " + "y" * 5000)
+    message = cause.judge(ranks((1, 1.0)), tmp_path, stop=None).message or ""
+    assert len(message) == cause.MAX_MESSAGE_CHARS
+    assert message.isprintable()
+
+
+def test_without_exit_codes_the_files_tell(tmp_path: Path) -> None:
+    gone = Verdict(ExitReason.INFRA, "its supervisor is gone")
+    assert cause.from_files(tmp_path, num_ranks=2, otherwise=gone) == gone
+    for rank, kind, clock in ((0, "lost_peer", 1.0), (1, "out_of_memory", 2.0)):
+        error = {"kind": kind, "type": "RuntimeError", "message": f"of rank {rank}", "monotonic": clock}
+        (tmp_path / f"r{rank}.error.json").write_text(json.dumps(error))
+    verdict = cause.from_files(tmp_path, num_ranks=2, otherwise=gone)
+    assert verdict == Verdict(ExitReason.OUT_OF_MEMORY, "rank 1 failed: RuntimeError: of rank 1", 1)
+    results(tmp_path)
+    assert cause.from_files(tmp_path, num_ranks=2, otherwise=gone).reason is ExitReason.COMPLETED
