@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from api.__main__ import listen, server_of, url_of
 from api.main import create_app
@@ -19,6 +20,19 @@ from store.db import Database
 from store.jobs import NewJob
 from store.models import Attempt
 from store.settings import Settings
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_logs() -> Iterator[None]:
+    """As the server writes them; structlog's own default draws every local variable of a traceback."""
+    processors = [
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(processors=processors)
+    yield
+    structlog.reset_defaults()
 
 
 @dataclass(frozen=True)
