@@ -1,6 +1,16 @@
-"""Owns which self-attention a Longformer runs with. The rest of the trainer does not know which one it is."""
+"""Owns which self-attention a Longformer runs with. The rest of the trainer does not know which one it is.
 
-from typing import Any, NamedTuple
+Shapes: B sequences, L tokens, E hidden size, H heads, D head size, G global tokens.
+"""
+
+import math
+from typing import Any, NamedTuple, Self, cast
+
+import torch
+import torch.nn.functional as F
+from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM, LongformerSelfAttention
+
+from trainer import banded
 
 
 class Attention(NamedTuple):
@@ -10,7 +20,124 @@ class Attention(NamedTuple):
     length_multiple: int
 
 
-def install(model: Any, device_type: str) -> Attention:
-    """Resolves the implementation for a device once and puts it into every layer of a LongformerForMaskedLM."""
-    # The stock sliding chunks cut a sequence into whole windows.
-    return Attention("stock", max(model.config.attention_window))
+def install(network: LongformerForMaskedLM, device_type: str) -> Attention:
+    """Resolves the implementation for a device once and puts it into every layer of a loaded Longformer.
+
+    The parameters and their names stay what they are, so checkpoints are those of stock Longformer.
+    """
+    for layer in _layers(network):
+        layer.attention.self = BandedSelfAttention.adopt(layer.attention.self)
+    return Attention("banded", 1)
+
+
+def separate(network: LongformerForMaskedLM, segments_BL: torch.Tensor | None) -> None:
+    """From here on tokens see only tokens of their own segment; None lets them see all. For packed documents."""
+    for layer in _layers(network):
+        layer.attention.self.segments_BL = segments_BL
+
+
+class BandedSelfAttention(LongformerSelfAttention):
+    """Stock Longformer's self-attention, computed by blocks: any length, O(L·window) time, O(L) memory."""
+
+    segments_BL: torch.Tensor | None  # noqa: N815
+
+    @classmethod
+    def adopt(cls, stock: LongformerSelfAttention) -> Self:
+        """Takes over a stock module's parameters as they are."""
+        module = cls.__new__(cls)
+        module.__dict__ = stock.__dict__
+        module.segments_BL = None
+        return module
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        is_index_masked: torch.Tensor,
+        is_index_global_attn: torch.Tensor,
+        is_global_attn: bool,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """hidden_states B×L×E; attention_mask B×L: below 0 masked, 0 local, above 0 global. Returns (B×L×E,)."""
+        if output_attentions:
+            return cast(
+                tuple[torch.Tensor, ...],
+                super().forward(
+                    hidden_states, attention_mask, is_index_masked, is_index_global_attn, is_global_attn, True
+                ),
+            )
+        mask = _mask(attention_mask, is_index_global_attn, is_global_attn, self.segments_BL)
+        q_BHLD, k_BHLD, v_BHLD = (
+            project(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for project in (self.query, self.key, self.value)
+        )
+        q_BHLD = q_BHLD / math.sqrt(self.head_dim)
+        out_BHLD = banded.attend(q_BHLD, k_BHLD, v_BHLD, self.one_sided_attn_window_size, mask, self._dropout())
+        out_BLE = out_BHLD.transpose(1, 2).flatten(2)
+        if mask.hidden_BL is not None:
+            out_BLE = out_BLE.masked_fill(is_index_masked.unsqueeze(-1), 0.0)
+        if mask.global_BG is not None:
+            out_BLE = self._overwrite_global(out_BLE, hidden_states, mask, is_index_masked)
+        return (out_BLE,)
+
+    def _dropout(self) -> banded.Dropout | None:
+        if not self.training or self.dropout == 0:
+            return None
+        # Drawn from torch's generator, so that seeding it, or recomputing under a checkpoint, gives the same.
+        return banded.Dropout(self.dropout, int(torch.randint(2**31, ())))
+
+    def _overwrite_global(
+        self, out_BLE: torch.Tensor, hidden_BLE: torch.Tensor, mask: banded.Mask, is_masked_BL: torch.Tensor
+    ) -> torch.Tensor:
+        assert mask.global_BG is not None
+        index_BGE = mask.global_BG.unsqueeze(-1).expand(-1, -1, hidden_BLE.shape[2])
+        rows_BGE = self._global_rows(hidden_BLE, hidden_BLE.gather(1, index_BGE), is_masked_BL).to(out_BLE.dtype)
+        if mask.unused_BG is None:
+            return out_BLE.scatter(1, index_BGE, rows_BGE)
+        batch, slot = (~mask.unused_BG).nonzero(as_tuple=True)
+        return out_BLE.index_put((batch, mask.global_BG[batch, slot]), rows_BGE[batch, slot])
+
+    def _global_rows(
+        self, hidden_BLE: torch.Tensor, global_BGE: torch.Tensor, is_masked_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """Full attention of the global tokens with projections of their own.
+
+        A key enters a score only through its product with a query, so the query is projected backwards instead: no
+        L×E keys or values are made for a few queries.
+        """
+        heads = (self.num_heads, self.head_dim)
+        key, value = self.key_global, self.value_global
+        q_BGHD = self.query_global(global_BGE).unflatten(-1, heads) / math.sqrt(self.head_dim)
+        folded_BGHE = torch.einsum("bghd,hde->bghe", q_BGHD, key.weight.unflatten(0, heads))
+        bias_BGH = torch.einsum("bghd,hd->bgh", q_BGHD, key.bias.unflatten(0, heads))
+        scores_BGHL = torch.einsum("bghe,ble->bghl", folded_BGHE, hidden_BLE) + bias_BGH.unsqueeze(-1)
+        lowest = torch.finfo(scores_BGHL.dtype).min
+        scores_BGHL = scores_BGHL.masked_fill(is_masked_BL[:, None, None], lowest)
+        dtype = torch.promote_types(scores_BGHL.dtype, torch.float32)
+        probabilities = scores_BGHL.softmax(-1, dtype=dtype).to(scores_BGHL.dtype)
+        probabilities = F.dropout(probabilities, self.dropout, self.training)
+        seen_BGHE = torch.einsum("bghl,ble->bghe", probabilities, hidden_BLE)
+        out_BGHD = torch.einsum("bghe,hde->bghd", seen_BGHE, value.weight.unflatten(0, heads))
+        # Under dropout the probabilities no longer sum to one, and the bias is weighed by what is left.
+        out_BGHD = out_BGHD + probabilities.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
+        return out_BGHD.flatten(2)
+
+
+def _mask(
+    attention_mask_BL: torch.Tensor, is_global_BL: torch.Tensor, has_global: bool, segments_BL: torch.Tensor | None
+) -> banded.Mask:
+    hidden_BL = attention_mask_BL != 0
+    # On a CPU looking is cheaper than masking; on a device it would wait for the queue to drain.
+    hides = hidden_BL.device.type != "cpu" or bool(hidden_BL.any())
+    if not has_global:
+        return banded.Mask(hidden_BL if hides else None, segments_BL=segments_BL)
+    counts_B = is_global_BL.sum(1)
+    most = int(counts_B.max())
+    # A stable sort brings each sequence's global positions to the front, in order.
+    global_BG = is_global_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    unused_BG = torch.arange(most, device=counts_B.device) >= counts_B[:, None]
+    return banded.Mask(hidden_BL, global_BG, unused_BG if bool(unused_BG.any()) else None, segments_BL)
+
+
+def _layers(network: LongformerForMaskedLM) -> list[Any]:
+    return list(network.longformer.encoder.layer)
