@@ -3,7 +3,7 @@ import './styles/index.css';
 import { render } from 'preact';
 import { useEffect } from 'preact/hooks';
 import { Header } from './components/Header';
-import { Notice, SignedOutBanner } from './components/Notice';
+import { Notice, OfflineBar, SignedOutBanner } from './components/Notice';
 import { HostsPage } from './pages/HostsPage';
 import { JobPage } from './pages/JobPage';
 import { JobsPage } from './pages/JobsPage';
@@ -19,6 +19,7 @@ function App() {
         <SignedOutBanner />
         <Page />
       </main>
+      <OfflineBar />
     </>
   );
 }

@@ -91,13 +91,7 @@ function ConnectionMark() {
   const t = messages.value;
   const state = connection.value;
   return (
-    <span
-      class={`connection connection-${state}`}
-      role="status"
-      data-testid="connection"
-      data-state={state}
-      title={state === 'offline' ? t.connection_hint_offline : undefined}
-    >
+    <span class={`connection connection-${state}`} role="status" data-testid="connection" data-state={state}>
       <span class="connection-dot" aria-hidden="true" />
       <span class="connection-word">{t[`connection_${state}`]}</span>
     </span>

@@ -36,6 +36,16 @@ export function LoadingNotice({
   );
 }
 
+/** Over the page's foot, so that nothing on it moves. */
+export function OfflineBar() {
+  if (connection.value !== 'offline') return null;
+  return (
+    <p class="offline-bar" role="status" data-testid="offline">
+      {messages.value.offline_text}
+    </p>
+  );
+}
+
 export function SignedOutBanner() {
   const t = messages.value;
   if (connection.value !== 'signed_out') return null;

@@ -87,11 +87,13 @@ function Facts({ job }: { job: Job }) {
   const t = messages.value;
   const { attempt, wait } = job;
   const estimated = job.status === 'queued' ? (wait?.estimated_start_at ?? null) : null;
+  // A job that waits again still has its last attempt, which says nothing of where or since when it runs.
+  const placed = job.status === 'running' || isTerminal(job.status);
   return (
     <dl class="facts">
       <Fact label={t.preset}>{job.preset}</Fact>
       <Fact label={t.where}>
-        {attempt?.host
+        {attempt && placed
           ? t.on_cards(attempt.host, formatRanges(attempt.devices))
           : t.devices_wanted(job.num_devices, job.device_type)}
       </Fact>
@@ -101,7 +103,7 @@ function Facts({ job }: { job: Job }) {
           <Age at={estimated} />
         </Fact>
       )}
-      {job.started_at !== null && (
+      {job.started_at !== null && placed && (
         <Fact label={job.finished_at === null ? t.running_for : t.took}>
           <Elapsed from={job.started_at} to={job.finished_at} />
         </Fact>

@@ -119,7 +119,7 @@ function Row({ job }: { job: Job }) {
         <RowResult job={job} />
       </td>
       <td class="cell-where">
-        {attempt?.host
+        {attempt && (job.status === 'running' || isTerminal(job.status))
           ? t.on_cards(attempt.host, formatRanges(attempt.devices))
           : t.devices_wanted(job.num_devices, job.device_type)}
       </td>
@@ -181,15 +181,17 @@ function Empty() {
         <pre>{command}</pre>
         <CopyButton text={command} />
       </div>
+      <p class="empty-demo quiet">{t.empty_demo('./run demo')}</p>
     </Notice>
   );
 }
 
-function curl(): string {
-  return [
-    `curl ${location.origin}/jobs \\`,
-    `  -H "Authorization: Bearer $(cat .longyard/token)" \\`,
-    `  -H "Content-Type: application/json" \\`,
-    `  -d '{"name": "first", "preset": "demo"}'`,
-  ].join('\n');
-}
+/** The demo by hand, as the README has it; `./run demo` makes the files that it names. */
+const curl = (): string => `curl ${location.origin}/jobs \\
+  -H "Authorization: Bearer $(cat .longyard/token)" \\
+  -H "Content-Type: application/json" -d @- <<END
+{"name": "first", "preset": "demo", "train": {
+  "train_file": "$PWD/examples/corpus/train_corpus.txt",
+  "validation_file": "$PWD/examples/corpus/test_corpus.txt",
+  "tokenizer_name": "$PWD/examples/lf_token"}}
+END`;
