@@ -40,7 +40,9 @@ class Demo:
         found: list[psutil.Process] = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("LONGYARD_DATA_DIR") == str(self.data_dir):
+                # Ranks are told their directory by --config, the others by the environment.
+                told = process.environ().get("LONGYARD_DATA_DIR", ""), *process.cmdline()
+                if any(str(self.data_dir) in word for word in told):
                     found.append(process)
             except psutil.Error:
                 continue
