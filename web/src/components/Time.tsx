@@ -1,5 +1,5 @@
 // Points and stretches of time that keep up with the clock.
-import { formatAge, formatDateTime, formatDuration } from '../lib/format';
+import { formatAge, formatDateTime, formatDuration, formatUntil } from '../lib/format';
 import { now } from '../state/clock';
 import { locale } from '../state/preferences';
 
@@ -7,6 +7,14 @@ export function Age({ at }: { at: string }) {
   return (
     <time dateTime={at} title={formatDateTime(at, locale.value)}>
       {formatAge(at, now.value, locale.value)}
+    </time>
+  );
+}
+
+export function Until({ at }: { at: string }) {
+  return (
+    <time dateTime={at} title={formatDateTime(at, locale.value)}>
+      {formatUntil(at, now.value, locale.value)}
     </time>
   );
 }

@@ -9,6 +9,7 @@ import {
   formatPercent,
   formatRanges,
   formatTime,
+  formatUntil,
 } from './format';
 
 test('durations take their two largest units', () => {
@@ -51,6 +52,12 @@ test('ages never lie in the future', () => {
   const now = Date.parse('2026-01-01T00:10:00Z');
   expect(formatAge('2026-01-01T00:07:00Z', now, 'en')).toBe('3 min. ago');
   expect(formatAge('2026-01-01T00:11:00Z', now, 'en')).toBe('now');
+});
+
+test('what is to come is told in the same units', () => {
+  const now = Date.parse('2026-01-01T00:10:00Z');
+  expect(formatUntil('2026-01-01T00:30:00Z', now, 'en')).toBe('in 20 min.');
+  expect(formatUntil('2026-01-01T00:09:00Z', now, 'en')).toBe('now');
 });
 
 test('dates differ by language', () => {

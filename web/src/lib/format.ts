@@ -59,12 +59,14 @@ export function formatDuration(seconds: number, locale: Locale): string {
   return parts.join(locale === 'zh' ? '' : ' ');
 }
 
-/** How long ago, in one unit: "3 min ago". */
+/** How long ago, in one unit: "3 min. ago". Two clocks may differ, so nothing that has happened lies in the future. */
 export function formatAge(at: string, now: number, locale: Locale): string {
-  const seconds = Math.max(0, (now - Date.parse(at)) / 1000);
-  const [unit, size] = UNITS.find(([, length]) => seconds >= length) ?? ['second', 1];
-  const format = new Intl.RelativeTimeFormat(LOCALES[locale], { style: 'short', numeric: 'auto' });
-  return format.format(-Math.floor(seconds / size), unit);
+  return relative(-Math.max(0, now - Date.parse(at)), locale);
+}
+
+/** How soon, in one unit: "in 20 min."; what is due is "now". */
+export function formatUntil(at: string, now: number, locale: Locale): string {
+  return relative(Math.max(0, Date.parse(at) - now), locale);
 }
 
 export function formatDateTime(at: string, locale: Locale): string {
@@ -93,6 +95,13 @@ export function formatRanges(indices: readonly number[]): string {
     else runs.push([index, index]);
   }
   return runs.map(([from, to]) => (from === to ? String(from) : `${from}–${to}`)).join(', ');
+}
+
+function relative(milliseconds: number, locale: Locale): string {
+  const seconds = milliseconds / 1000;
+  const [unit, size] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ['second', 1];
+  const format = new Intl.RelativeTimeFormat(LOCALES[locale], { style: 'short', numeric: 'auto' });
+  return format.format(Math.trunc(seconds / size), unit);
 }
 
 function unitText(value: number, unit: string, locale: Locale): string {

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import type { LogMessage } from '../api/types';
-import { append, emptyLog, fromSlice, MAX_LINES, skipTo, type LogText } from './logText';
+import { append, emptyLog, fromSlice, MAX_CHARS, MAX_LINES, skipTo, type LogText } from './logText';
 
 const bytes = (text: string): number => new TextEncoder().encode(text).length;
 const range = (offset: number, text: string, length = bytes(text)): LogMessage => ({
@@ -51,12 +51,21 @@ describe('append', () => {
   });
 
   test('lets the oldest lines go and counts them', () => {
-    const text = 'x\n'.repeat(MAX_LINES);
+    const text = 'x\n'.repeat(20 * MAX_LINES);
     const log = joined(emptyLog(1, 0), range(0, text), range(text.length, 'y\n'));
     expect(log.lines.length).toBeLessThanOrEqual(MAX_LINES);
-    expect(log.dropped + log.lines.length).toBe(MAX_LINES + 1);
+    expect(log.dropped + log.lines.length).toBe(20 * MAX_LINES + 1);
     expect(log.lines.at(-1)).toBe('y');
   });
+});
+
+test('a few very long lines are bounded as well', () => {
+  const line = `${'x'.repeat(MAX_CHARS / 4)}\n`;
+  let log = emptyLog(1, 0);
+  for (let n = 0; n < 8; n++) log = joined(log, range(n * line.length, line, line.length));
+  expect(log.lines.length).toBeLessThan(5);
+  expect(log.size).toBe(log.lines.reduce((sum, one) => sum + one.length + 1, 0));
+  expect(log.dropped + log.lines.length).toBe(8);
 });
 
 test('a slice from the middle is followed from its end', () => {

@@ -11,15 +11,20 @@ export interface LogText {
   open: boolean;
   /** Lines that were held once and were let go, so that lines[i] is line `dropped + i`. */
   dropped: number;
+  /** Characters in `lines`. */
+  size: number;
   /** Byte of the first line ever held; above 0 the log has an earlier part on the server. */
   start: number;
 }
 
 export const MAX_LINES = 20_000;
-const TRIM_LINES = 2_000;
+export const MAX_CHARS = 16_000_000;
+
+/** What goes at once where a bound is passed, so that it is not passed at every line. */
+const TRIM = 0.1;
 
 export function emptyLog(attempt: number, rank: number, start = 0): LogText {
-  return { attempt, rank, start, end: start, lines: [], open: false, dropped: 0 };
+  return { attempt, rank, start, end: start, lines: [], open: false, dropped: 0, size: 0 };
 }
 
 /** The log with a byte range added; 'gap' when bytes between are missing or cannot be told apart: read from `log.end`. */
@@ -46,18 +51,24 @@ export function skipTo(log: LogText, offset: number, notice: string): LogText {
 function addText(log: LogText, text: string): LogText {
   if (text === '') return log;
   const parts = text.split('\n');
-  const lines = log.lines.slice();
-  if (log.open) parts[0] = `${lines.pop() ?? ''}${parts[0] ?? ''}`;
-  const last = parts.pop() ?? '';
-  lines.push(...parts);
-  if (last !== '') lines.push(last);
-  return { ...log, lines, open: last !== '' };
+  const open = parts.at(-1) !== '';
+  if (!open) parts.pop();
+  const whole = log.open ? log.lines.slice(0, -1) : log.lines;
+  if (log.open) parts[0] = `${log.lines.at(-1) ?? ''}${parts[0] ?? ''}`;
+  return { ...log, lines: whole.concat(parts), open, size: log.size + text.length };
 }
 
 function trim(log: LogText): LogText {
-  if (log.lines.length <= MAX_LINES) return log;
-  const surplus = log.lines.length - MAX_LINES + TRIM_LINES;
-  return { ...log, lines: log.lines.slice(surplus), dropped: log.dropped + surplus };
+  if (log.lines.length <= MAX_LINES && log.size <= MAX_CHARS) return log;
+  const keepLines = MAX_LINES * (1 - TRIM);
+  const keepChars = MAX_CHARS * (1 - TRIM);
+  let { size } = log;
+  let gone = 0;
+  while (gone < log.lines.length - 1 && (log.lines.length - gone > keepLines || size > keepChars)) {
+    size -= (log.lines[gone]?.length ?? 0) + 1;
+    gone++;
+  }
+  return { ...log, lines: log.lines.slice(gone), dropped: log.dropped + gone, size };
 }
 
 /** The part of a range after a byte; null when its text is not byte for byte what the log held (replaced characters). */

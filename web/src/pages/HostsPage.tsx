@@ -1,10 +1,10 @@
 // The hosts and their cards: which is free, which job holds which.
 import { useEffect } from 'preact/hooks';
 import type { Device, Host } from '../api/types';
-import { formatCount } from '../lib/format';
+import { formatAge, formatCount } from '../lib/format';
 import { hrefOf } from '../lib/route';
 import { LoadingNotice, Notice } from '../components/Notice';
-import { Age } from '../components/Time';
+import { now } from '../state/clock';
 import { locale, messages } from '../state/preferences';
 import { hosts, hostsLoading, readHosts } from '../state/yard';
 
@@ -46,9 +46,7 @@ function HostCard({ host }: { host: Host }) {
         <span class={`host-status host-${host.status}`}>{t[host.status]}</span>
         <span class="quiet num">{t.devices_free(count(free), count(host.devices.length))}</span>
         {host.status === 'lost' && (
-          <span class="quiet">
-            <Age at={host.last_seen_at} />
-          </span>
+          <span class="quiet">{t.last_seen(formatAge(host.last_seen_at, now.value, locale.value))}</span>
         )}
       </div>
       <ul class="devices">

@@ -12,7 +12,7 @@ import { LoadingNotice } from '../components/Notice';
 import { ProgressBar, ProgressText } from '../components/Progress';
 import { Spec } from '../components/Spec';
 import { Status } from '../components/Status';
-import { Age, Elapsed } from '../components/Time';
+import { Age, Elapsed, Until } from '../components/Time';
 import { Timeline } from '../components/Timeline';
 import { Failure, Results } from '../components/Verdict';
 import { openJob, type Charted, type JobView } from '../state/job';
@@ -100,7 +100,7 @@ function Facts({ job }: { job: Job }) {
       {attempt && <Fact label={t.attempt}>{attempt.number}</Fact>}
       {estimated !== null && (
         <Fact label={t.estimated_start}>
-          <Age at={estimated} />
+          <Until at={estimated} />
         </Fact>
       )}
       {job.started_at !== null && placed && (

@@ -1,5 +1,5 @@
 // All jobs and hosts, for the two list pages: read once, then changed by the one stream they share.
-import { effect, signal, untracked } from '@preact/signals';
+import { signal } from '@preact/signals';
 import { listHosts, listJobs, streamUrl } from '../api/client';
 import { follow } from '../api/follow';
 import type { Host, Job } from '../api/types';
@@ -80,22 +80,15 @@ export async function readHosts(): Promise<void> {
 function watchFilter(): () => void {
   let timer: ReturnType<typeof setTimeout> | undefined;
   let first = true;
-  const stop = effect(() => {
-    filter.value; // eslint-disable-line @typescript-eslint/no-unused-expressions -- reading it is what subscribes
-    untracked(() => {
-      if (!first) timer = restart(timer);
-      first = false;
-    });
+  const stop = filter.subscribe(() => {
+    clearTimeout(timer);
+    if (!first) timer = setTimeout(() => void readJobs(), TYPING_MS);
+    first = false;
   });
   return () => {
     clearTimeout(timer);
     stop();
   };
-}
-
-function restart(timer: ReturnType<typeof setTimeout> | undefined): ReturnType<typeof setTimeout> {
-  clearTimeout(timer);
-  return setTimeout(() => void readJobs(), TYPING_MS);
 }
 
 function upsertHost(list: readonly Host[], host: Host): readonly Host[] {
