@@ -59,7 +59,7 @@ def outcome(job: Json) -> None:
         rows: list[tuple[str, Any]] = [
             ("perplexity before", number(before)),
             ("perplexity after", number(after)),
-            ("fps", f"{number(result['fps'])} samples/s ({number(result['fps_wall'])} by the wall clock)"),
+            ("fps", f"{number(result['fps'])} samples/s; by the wall clock {number(result['fps_wall'])}"),
             ("train loss", number(result["train_loss"])),
             ("epochs", number(result["epochs"])),
             ("weights", f"{result['output']}/model.safetensors"),
