@@ -1,4 +1,4 @@
-"""Owns the warm process that forks supervisors: one thread, no connection, everything imported. Both ends are here.
+"""Owns the warm process that forks supervisors: one thread, no connection, everything imported and used once. Both ends are here.
 
 The worker's end is `Launcher`. The process itself is `python -m worker.launcher --fd N`; it ends when the worker does, and leaves its
 supervisors alone. A new one waits for the old one's lock.
@@ -23,13 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from store import attempts
-from store.db import Database
+from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
 from store.settings import Settings
 from worker import processes, supervisor
 from worker.journal import configure
+from worker.rehearsal import rehearse
 from worker.supervisor import Launch
 from worker.wake import Wake
 
@@ -113,10 +111,14 @@ def main() -> None:
     connection.setblocking(False)
     processes.name_this("ly-launcher")
     processes.become_subreaper()
-    _warm(settings)
+    database = Database(settings.db_url, busy_timeout_s=SUPERVISOR_BUSY_TIMEOUT_S, pool_size=1)
+    rehearse(database)
+    # The collector stays off these pages, so that children go on sharing them.
+    gc.collect()
+    gc.freeze()
     with open(lock_path(settings), "a", encoding="ascii") as lock:
         _take(lock.fileno())
-        _Forker(settings, connection).run()
+        _Forker(settings, database, connection).run()
         # Nothing here is worth a tidy end, and the worker waits for it.
         os._exit(0)
 
@@ -125,18 +127,6 @@ def lock_path(settings: Settings) -> Path:
     directory = settings.data_dir / "hosts" / settings.host_name
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     return directory / "launcher.lock"
-
-
-def _warm(settings: Settings) -> None:
-    """Use, once and on nothing, what a supervisor will; then keep the collector off those pages, so that children share them."""
-    # Loads the driver, and connects to nothing.
-    Database(settings.db_url).dispose()
-    throw_away = Database("sqlite://")
-    with suppress(SQLAlchemyError), throw_away.read() as session:
-        attempts.get(session, "")
-    throw_away.dispose()
-    gc.collect()
-    gc.freeze()
 
 
 def _take(descriptor: int) -> None:
@@ -152,8 +142,8 @@ def _take(descriptor: int) -> None:
 class _Forker:
     """The loop of the launcher process. It blocks on nothing but its two descriptors."""
 
-    def __init__(self, settings: Settings, connection: socket.socket) -> None:
-        self._settings, self._connection = settings, connection
+    def __init__(self, settings: Settings, database: Database, connection: socket.socket) -> None:
+        self._settings, self._database, self._connection = settings, database, connection
         self._attempts: dict[int, str] = {}
         self._wake = Wake()
 
@@ -184,7 +174,7 @@ class _Forker:
             code = supervisor.FAILED
             try:
                 self._leave_all_behind(request)
-                code = supervisor.run(self._settings, request)
+                code = supervisor.run(self._settings, self._database, request)
             except BaseException:  # the process's edge
                 log.exception("the supervisor failed")
             finally:

@@ -20,7 +20,7 @@ import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from store import attempts, jobs
-from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
+from store.db import Database
 from store.errors import LeaseLost, NotFound
 from store.models import Attempt, Job
 from store.notify import Notifier, channel_intent
@@ -64,13 +64,12 @@ class Launch:
     simulated: bool
 
 
-def run(settings: Settings, launch: Launch) -> int:
-    """Own the attempt until it is closed. Returns an exit code."""
+def run(settings: Settings, database: Database, launch: Launch) -> int:
+    """Own the attempt until it is closed. `database` has no connection yet. Returns an exit code."""
     run_dir = settings.run_dir(launch.job_id, launch.number)
     with RunLock(run_dir, patience_s=PATIENCE_S) as lock:
         if not lock.is_held:
             return BUSY
-        database = Database(settings.db_url, busy_timeout_s=SUPERVISOR_BUSY_TIMEOUT_S, pool_size=1)
         notifier = Notifier(settings.broker_url)
         try:
             return _own(settings, launch, run_dir, database, notifier)

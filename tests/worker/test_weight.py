@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import func, select
+
+from store.models import Host, Job
+from worker.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Plane
@@ -36,3 +40,10 @@ def test_a_supervisor_is_light_and_single(host: Plane) -> None:
     # What one more supervisor costs: it shares the rest with the launcher and all others.
     assert own["Private_Dirty"] + own["Private_Clean"] <= 25_000
     assert len(host.ranks(job_id)) == 1
+
+
+def test_a_rehearsal_leaves_nothing(plane: Plane) -> None:
+    rehearse(plane.database)
+    with plane.database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Job)) == 0
+        assert session.scalar(select(func.count()).select_from(Host)) == 0
