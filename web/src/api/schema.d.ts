@@ -935,7 +935,7 @@ export interface components {
             hidden_act?: ("gelu" | "gelu_python" | "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" | "quick_gelu" | "relu" | "silu" | "swish" | "tanh") | null;
             /**
              * Train File
-             * @description Text to train on, UTF-8.
+             * @description Text to train on, UTF-8: .txt or .jsonl, also .gz or .zst.
              */
             train_file?: string;
             /**
@@ -958,6 +958,22 @@ export interface components {
              * @description Pad every sequence to max_seq_length. Otherwise to the longest in its batch.
              */
             pad_to_max_length?: boolean;
+            /**
+             * Packing
+             * @description Put several sequences into one row of max_seq_length; none sees another. For short lines.
+             */
+            packing?: boolean;
+            /**
+             * Group By Length
+             * @description Batch sequences of like length, so that little is padding.
+             */
+            group_by_length?: boolean;
+            /**
+             * Masking
+             * @description What is masked as one: a token, a whole word, or spans of 1 to 3 tokens.
+             * @enum {string}
+             */
+            masking?: "token" | "whole_word" | "ngram";
             /**
              * Mlm Probability
              * @description Share of the tokens that are masked.

@@ -6,7 +6,7 @@ const SHAPES = {
   running: (
     <>
       <circle cx="8" cy="8" r="5.250" opacity="0.3" />
-      <path class="spin" d="M8 2.750a5.250 5.250 0 0 1 5.250 5.250" />
+      <path d="M8 2.750a5.250 5.250 0 0 1 5.250 5.250" />
     </>
   ),
   paused: <path d="M6 4.250v7.500M10 4.250v7.500" />,

@@ -8,6 +8,8 @@ export function navigate(href: string): void {
   history.pushState(null, '', href);
   route.value = parseRoute(location.pathname);
   scrollTo(0, 0);
+  // The link that had the focus is gone with its page.
+  document.getElementById('main')?.focus({ preventScroll: true });
 }
 
 /** Plain clicks on links to own pages change the page in place. */
