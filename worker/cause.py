@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from store.states import ExitReason
+from store.states import ExitReason, Intent
 from worker import processes, ranks
 from worker.ranks import Rank, Ranks
 from worker.tail import clean, size
@@ -68,11 +68,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """A stop that was asked for, at a boot time, and what it makes of an attempt that obeys."""
+    """A stop that was asked for, at a boot time, and the verdict on an attempt that obeys."""
 
-    reason: ExitReason
+    verdict: Verdict
     at: float
-    words: str
+
+
+BY_INTENT: Final = {
+    Intent.CANCEL: Verdict(ExitReason.USER_CANCELLED, "cancelled"),
+    Intent.PAUSE: Verdict(ExitReason.PAUSED, "paused"),
+    Intent.PREEMPT: Verdict(ExitReason.PREEMPTED, "stopped for its host; it goes on from its last checkpoint"),
+}
+"""What an attempt becomes that did as its job was asked to."""
 
 
 def judge(attempt: Ranks, run_dir: Path, *, stop: StopAsked | None) -> Verdict:
@@ -81,7 +88,7 @@ def judge(attempt: Ranks, run_dir: Path, *, stop: StopAsked | None) -> Verdict:
         return _completed(run_dir)
     failure = _first_cause(attempt.members)
     if stop is not None and (failure is None or failure.ended_at is None or failure.ended_at >= stop.at):
-        return Verdict(stop.reason, stop.words)
+        return stop.verdict
     if failure is None:
         failure = next(rank for rank in attempt.members if rank.exit_code != 0)
     return _of_rank(failure, run_dir, oom_killed=processes.out_of_memory_kills() > attempt.oom_kills_before)

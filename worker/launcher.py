@@ -33,6 +33,7 @@ from worker.wake import Wake
 
 MESSAGE_BYTES: Final = 64 * 1024
 LOCK_RETRY_S: Final = 0.01
+CLOSE_S: Final = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,11 @@ class Launcher:
     def close(self) -> None:
         """It sees the end of the socket and leaves; its supervisors stay."""
         self._socket.close()
-        self._process.wait()
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 def main() -> None:

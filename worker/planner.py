@@ -53,7 +53,9 @@ class Planner:
         )
         placed = [one for wish in plan.placements if (one := self._place(wish))]
         waits = [*plan.waits, *self._waits_of(held, after=len(plan.waits))]
-        told = [wait.job_id for wait in waits[:TELL_FIRST] if self._tell(wait)]
+        known = {job.id: (job.position, job.wait_reason) for job in queue}
+        news = [wait for wait in waits[:TELL_FIRST] if known[wait.job_id] != (wait.position, wait.reason)]
+        told = [wait.job_id for wait in news if self._tell(wait)]
         return Pass(placed, told, min((left_s for _, left_s in held), default=None))
 
     def _read(self) -> tuple[Sequence[Job], Sequence[HostView]]:

@@ -19,16 +19,17 @@ from store.roots import resolve
 from store.settings import Settings
 from store.states import ExitReason
 from trainer.config import RunConfig, TrainConfig, check_inputs, inputs, kind_of
+from worker.cause import Verdict
 
 FILE_FIELDS = frozenset(["train_file", "validation_file"])
 
 
 class Refused(Exception):
-    """The attempt cannot be launched; `str()` is a sentence for people that names the field."""
+    """The attempt is not to be launched; the verdict's message is a sentence for people that names the field."""
 
-    def __init__(self, reason: ExitReason, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.message)
+        self.verdict = verdict
 
 
 def prepare(
@@ -38,7 +39,7 @@ def prepare(
     try:
         train = TrainConfig.model_validate(job.train)
     except ValidationError as error:
-        raise Refused(ExitReason.USER_ERROR, _say(error)) from error
+        raise _user_error(_say(error)) from error
     _check_inputs(settings, train)
     checkpoint = _resume_from(database, job)
     facts: dict[str, Any] = {
@@ -51,7 +52,7 @@ def prepare(
     try:
         config = RunConfig.model_validate(train.model_dump() | facts)
     except ValidationError as error:
-        raise Refused(ExitReason.USER_ERROR, _say(error)) from error
+        raise _user_error(_say(error)) from error
     _write(run_dir / "config.json", config.model_dump_json(indent=1))
 
 
@@ -74,9 +75,9 @@ def _check_inputs(settings: Settings, train: TrainConfig) -> None:
             try:
                 resolve(value, roots=settings.data_roots, kind="file" if field in FILE_FIELDS else "directory")
             except PathRefused as error:
-                raise Refused(ExitReason.USER_ERROR, f"train.{field}: {error}; {error.fix}") from error
+                raise _user_error(f"train.{field}: {error}; {error.fix}") from error
     for problem in check_inputs(train, allow_network=settings.allow_network):
-        raise Refused(ExitReason.USER_ERROR, f"train.{problem.field}: {problem.message}")
+        raise _user_error(f"train.{problem.field}: {problem.message}")
 
 
 def _resume_from(database: Database, job: Job) -> dict[str, str] | None:
@@ -103,6 +104,10 @@ def _tell(database: Database, job_id: str, found: dict[str, str] | None, broken:
             events.append(session, job, kind="checkpoint_corrupt", step=row.step, dir=row.dir)
         if found:
             events.append(session, job, kind="resuming", dir=found["dir"])
+
+
+def _user_error(message: str) -> Refused:
+    return Refused(Verdict(ExitReason.USER_ERROR, message))
 
 
 def _describe(path: Path) -> tuple[int, str]:

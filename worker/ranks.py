@@ -194,6 +194,7 @@ def _become(argv: list[str], variables: dict[str, str], log: Path, parent_pid: i
 def end_all(ranks: Ranks, *, within_s: float) -> bool:
     """Kill until no process is left; False when some survive `within_s`, as one in an uninterruptible wait can."""
     deadline = processes.boottime() + within_s
+    pause_s = 0.001
     while True:
         ranks.kill()
         ranks.collect()
@@ -201,4 +202,5 @@ def end_all(ranks: Ranks, *, within_s: float) -> bool:
             return True
         if processes.boottime() > deadline:
             return False
-        time.sleep(0.002)
+        time.sleep(pause_s)
+        pause_s = min(0.1, 1.5 * pause_s)

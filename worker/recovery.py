@@ -25,12 +25,6 @@ from worker.runlock import RunLock
 
 QUARANTINE_S: Final = 30.0
 
-BY_INTENT: Final = {
-    Intent.CANCEL: Verdict(ExitReason.USER_CANCELLED, "cancelled"),
-    Intent.PAUSE: Verdict(ExitReason.PAUSED, "paused"),
-    Intent.PREEMPT: Verdict(ExitReason.PREEMPTED, "stopped for its host; it goes on from its last checkpoint"),
-}
-
 log = logging.getLogger(__name__)
 
 
@@ -121,7 +115,7 @@ class Recovery:
         verdict = cause.from_files(
             self._run_dir, num_ranks=len(self._attempt.devices), otherwise=Verdict(reason, self._words)
         )
-        return verdict if verdict.reason is ExitReason.COMPLETED else BY_INTENT.get(intent, verdict)
+        return verdict if verdict.reason is ExitReason.COMPLETED else cause.BY_INTENT.get(intent, verdict)
 
 
 def unverified(session: Session, host: str) -> list[Attempt]:

@@ -93,6 +93,8 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
     job = _patiently(lambda: ledger.begin(boot_id=processes.boot_id()), settings)
     notifier.publish_job(job.id)
     try:
+        if ledger.intent in cause.BY_INTENT:
+            raise Refused(cause.BY_INTENT[ledger.intent])
         preparation.prepare(
             settings, database, job, run_dir, cpu_threads=launch.cpu_threads, simulated=launch.simulated
         )
@@ -107,7 +109,7 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
             allow_network=settings.allow_network,
         )
     except Refused as error:
-        _close_unstarted(ledger, Verdict(error.reason, str(error)))
+        _close_unstarted(ledger, error.verdict)
         notifier.publish_job(job.id)
         return DONE
     return Supervisor(settings, job, run_dir, started, ledger, notifier).run()
@@ -198,8 +200,8 @@ class Supervisor:
 
     def _consider_stop(self, now: float) -> None:
         wish = self._wish(now)
-        if wish is not None and (self._stop is None or self._stop.reason is not wish.reason):
-            log.info("stopping: %s", wish.words)
+        if wish is not None and (self._stop is None or self._stop.verdict.reason is not wish.verdict.reason):
+            log.info("stopping: %s", wish.verdict.message)
             # The grace counts from the first asking: another reason does not prolong it.
             self._stop = wish if self._stop is None else replace(wish, at=self._stop.at)
         if self._stop is not None or self._ranks.first_failure_at is not None:
@@ -208,19 +210,17 @@ class Supervisor:
     def _wish(self, now: float) -> StopAsked | None:
         """Why the ranks should stop, the strongest reason first."""
         intent, limit_s = self._ledger.intent, self._job.time_limit_s
-        if intent is Intent.CANCEL:
-            return StopAsked(ExitReason.USER_CANCELLED, now, "cancelled")
-        if intent is Intent.PAUSE:
-            return StopAsked(ExitReason.PAUSED, now, "paused")
+        if intent in (Intent.CANCEL, Intent.PAUSE):
+            return StopAsked(cause.BY_INTENT[intent], now)
         if limit_s is not None and now - self._started_at >= limit_s:
             words = f"ran into its time limit of {limit_s:g} s; submit it with a greater time_limit_s"
-            return StopAsked(ExitReason.TIME_LIMIT, now, words)
+            return StopAsked(Verdict(ExitReason.TIME_LIMIT, words), now)
         if intent is Intent.PREEMPT or self._num_signals:
-            return StopAsked(ExitReason.PREEMPTED, now, "stopped for its host; it goes on from its last checkpoint")
+            return StopAsked(cause.BY_INTENT[Intent.PREEMPT], now)
         if now >= self._fence_at(FENCE_TERM):
             silence_s = now - self._ledger.renewed_at
             words = f"its supervisor could not reach the database for {silence_s:.0f} s"
-            return StopAsked(ExitReason.LEASE_EXPIRED, now, words)
+            return StopAsked(Verdict(ExitReason.LEASE_EXPIRED, words), now)
         return None
 
     def _kill_from(self) -> float:

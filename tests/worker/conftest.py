@@ -39,7 +39,7 @@ def eventually(condition: Callable[[], Any], *, within_s: float = DEADLINE_S) ->
     deadline = time.monotonic() + within_s
     while not (answer := condition()):
         assert time.monotonic() < deadline, f"not within {within_s} s: {inspect.getsource(condition).strip()}"
-        time.sleep(0.02)
+        time.sleep(0.04)
     return answer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store.states import ExitReason
+from store.states import ExitReason, Intent
 from worker import cause
 from worker.cause import StopAsked, Verdict
 from worker.ranks import Rank, Ranks
@@ -31,7 +31,7 @@ def results(run_dir: Path, text: str = '{"perplexity": 2.0}') -> None:
 
 def test_all_ended_well(tmp_path: Path) -> None:
     results(tmp_path)
-    stop = StopAsked(ExitReason.USER_CANCELLED, 0.0, "cancelled")
+    stop = StopAsked(cause.BY_INTENT[Intent.CANCEL], 0.0)
     verdict = cause.judge(ranks((0, 1.0), (0, 2.0)), tmp_path, stop=stop)
     assert verdict == Verdict(ExitReason.COMPLETED, None, None, {"perplexity": 2.0, "output": str(tmp_path / "output")})
 
@@ -46,7 +46,7 @@ def test_results_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 
 def test_a_failure_before_the_stop_is_the_cause(tmp_path: Path) -> None:
     log(tmp_path, 1, "Traceback\nValueError: odd\n\n")
-    stop = StopAsked(ExitReason.USER_CANCELLED, 5.0, "cancelled")
+    stop = StopAsked(cause.BY_INTENT[Intent.CANCEL], 5.0)
     verdict = cause.judge(ranks((-15, 6.0), (1, 4.0), told_at=4.5), tmp_path, stop=stop)
     assert verdict == Verdict(ExitReason.USER_ERROR, "rank 1 failed: ValueError: odd", 1)
     verdict = cause.judge(ranks((3, 6.0), (1, 7.0)), tmp_path, stop=stop)
