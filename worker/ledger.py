@@ -103,10 +103,11 @@ class Ledger:
         with self._database.read() as session:
             self.intent = jobs.get(session, self._job_id).intent
 
-    def commit(self, *, final: bool = False) -> News:
-        """Renew the lease and write what is new. `final`: nothing writes to the files any more, half characters included."""
-        news = self._look(final=final)
-        self._transact(news, lambda _session, _job: None)
+    def commit(self, *, renew: bool = True) -> News:
+        """Write what is new and renew the lease with it; `renew`: also where nothing is new."""
+        news = self._look(final=False)
+        if renew or not news.is_empty:
+            self._transact(news, lambda _session, _job: None)
         return news
 
     def close(self, verdict: Verdict, *, devices_clean: bool, is_stuck: bool = False) -> Closing:

@@ -37,6 +37,8 @@ from worker.watch import Watch
 
 BATCH_S: Final = 0.25
 """At most this long a line waits for its commit; after a quiet spell it waits for nothing."""
+NOISE_S: Final = 0.01
+"""Files grow in ways that are no news: half a line, an error file. They are looked at no more often than this."""
 POLL_S: Final = 1.0
 RETRY_S: Final = 0.5
 LISTEN_S: Final = 60.0
@@ -99,6 +101,7 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
             settings, database, job, run_dir, cpu_threads=launch.cpu_threads, simulated=launch.simulated
         )
         processes.become_subreaper()
+        watch = Watch(run_dir)
         started = ranks.start(
             settings.trainer_module,
             run_dir=run_dir,
@@ -112,7 +115,7 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
         _close_unstarted(ledger, error.verdict)
         notifier.publish_job(job.id)
         return DONE
-    return Supervisor(settings, job, run_dir, started, ledger, notifier).run()
+    return Supervisor(settings, job, run_dir, started, watch, ledger, notifier).run()
 
 
 def _read(database: Database, launch: Launch) -> tuple[Attempt, Job]:
@@ -150,7 +153,14 @@ class Supervisor:
     """One attempt whose ranks run. What its threads share are plain attributes, each with one writer."""
 
     def __init__(
-        self, settings: Settings, job: Job, run_dir: Path, started: Ranks, ledger: Ledger, notifier: Notifier
+        self,
+        settings: Settings,
+        job: Job,
+        run_dir: Path,
+        started: Ranks,
+        watch: Watch,
+        ledger: Ledger,
+        notifier: Notifier,
     ) -> None:
         self._settings, self._job, self._run_dir = settings, job, run_dir
         self._ranks, self._ledger, self._notifier = started, ledger, notifier
@@ -162,7 +172,8 @@ class Supervisor:
         self._is_lost = False
         self._is_listening = False
         self._should_look = False
-        self._watch = Watch(run_dir)
+        self._next_look = 0.0
+        self._watch = watch
         self._wake = Wake()
 
     def run(self) -> int:
@@ -254,15 +265,15 @@ class Supervisor:
 
     def _keep_rows(self) -> None:
         """The second thread: renew, commit what is new, close. Whatever the database does, it is tried again."""
-        news_at = -BATCH_S
+        beat_at = self._next_beat()
         while True:
             try:
                 if self._verdict is not None:
                     self._close(self._verdict)
                     return
-                self._await_reason(news_at)
-                if self._verdict is None and self._commit():
-                    news_at = time.monotonic()
+                self._await_reason(beat_at)
+                if self._verdict is None and self._commit(is_due=time.monotonic() >= beat_at):
+                    beat_at = self._next_beat()
             except LeaseLost as error:
                 log.warning("%s: ending its ranks", error)
                 self._is_lost = True
@@ -272,15 +283,18 @@ class Supervisor:
                 log.exception("the rows could not be written; trying again")
                 self._watch.wait(RETRY_S)
 
-    def _await_reason(self, news_at: float) -> None:
+    def _next_beat(self) -> float:
+        # Supervisors that started together should not write together.
+        return time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)  # noqa: S311
+
+    def _await_reason(self, beat_at: float) -> None:
         """Until there is a reason for a transaction: the heart beats, a file has grown, or the attempt is over."""
-        beat_at = time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)  # noqa: S311
         has_grown = False
         while self._verdict is None:
             if self._should_look:
                 self._look_at_intent()
             now = time.monotonic()
-            until = min(beat_at, news_at + BATCH_S) if has_grown else beat_at
+            until = min(beat_at, self._next_look) if has_grown else beat_at
             if now >= until:
                 return
             if self._is_listening:
@@ -289,16 +303,20 @@ class Supervisor:
                 has_grown |= self._watch.wait(min(until - now, POLL_S))
                 self._should_look = True
 
-    def _commit(self) -> bool:
-        before = self._ledger.intent
-        news = self._ledger.commit()
-        while news.more:
-            news = self._ledger.commit()
+    def _commit(self, *, is_due: bool) -> bool:
+        """Write what is new, or renew the lease where that is due. Answers whether it was renewed."""
+        before, is_renewed, pause_s = self._ledger.intent, is_due, NOISE_S
+        news = self._ledger.commit(renew=is_due)
+        while not news.is_empty:
+            is_renewed, pause_s = True, BATCH_S
+            self._notifier.publish_job(self._job.id)
+            if not news.more:
+                break
+            news = self._ledger.commit(renew=False)
+        self._next_look = time.monotonic() + pause_s
         if self._ledger.intent is not before:
             self._wake.wake()
-        if not news.is_empty:
-            self._notifier.publish_job(self._job.id)
-        return not news.is_empty
+        return is_renewed
 
     def _close(self, verdict: Verdict) -> None:
         closing = self._ledger.close(verdict, devices_clean=self._is_clean, is_stuck=not self._is_clean)

@@ -14,7 +14,7 @@ _IN_MODIFY: Final = 0x2
 _IN_CREATE: Final = 0x100
 _HEADER = struct.Struct("iIII")
 POLL_S: Final = 0.25
-IGNORED: Final = (".progress", "supervisor.log", ".tmp")
+IGNORED: Final = (".progress", ".tmp", "supervisor.log", "rendezvous")
 """Ranks overwrite their progress at every step: it is read along with other news, and is none by itself."""
 
 log = logging.getLogger(__name__)
