@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import mimetypes
 from html import escape
 from pathlib import Path
 from typing import Final
 
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 DIST: Final = Path(__file__).resolve().parent.parent / "web" / "dist"
 
@@ -27,7 +28,10 @@ def asset(name: str) -> Response | None:
     path = DIST / "assets" / name
     if "/" in name or name.startswith(".") or not path.is_file():
         return None
-    return FileResponse(path, headers=_FOREVER)
+    # Whole, from memory: they are small, and byte ranges would be one more thing that a stranger can ask for.
+    return Response(
+        path.read_bytes(), headers=_FOREVER, media_type=mimetypes.guess_type(name)[0] or "application/octet-stream"
+    )
 
 
 def plain(title: str, *paragraphs: str, status: int = 200) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class Running:
 
     url: str
     plane: Plane
+    stop: Callable[[], None]
 
 
 @pytest.fixture
@@ -49,17 +51,24 @@ def token(settings: Settings, database: Database) -> str:
         return tokens.ensure_admin(session, settings.token_file)
 
 
-@pytest.fixture
-def server(settings: Settings, token: str) -> Iterator[Running]:
+@contextmanager
+def serving(settings: Settings) -> Generator[Running]:
     app = create_app(settings)
     listener = listen("127.0.0.1", 0, stuck_client_ms=1000)
     server = server_of(app, app.state.plane)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield Running(url_of("127.0.0.1", listener), app.state.plane)
-    server.handle_exit(15, None)
+    yield Running(url_of("127.0.0.1", listener), app.state.plane, stop=lambda: server.handle_exit(15, None))
+    if not server.should_exit:
+        server.handle_exit(15, None)
     thread.join(timeout=10)
     assert not thread.is_alive(), "the server does not stop"
+
+
+@pytest.fixture
+def server(settings: Settings, token: str) -> Iterator[Running]:
+    with serving(settings) as running:
+        yield running
 
 
 @pytest.fixture
@@ -104,7 +113,12 @@ def host(database: Database) -> str:
 @pytest.fixture
 def submit(database: Database) -> Callable[..., str]:
     def submit(name: str = "first", **changes: Any) -> str:
-        spec = {"preset": "demo", "train": {"seed": 1}, "num_devices": 2, "device_type": "cpu"} | changes
+        spec: dict[str, Any] = {
+            "preset": "demo",
+            "train": {"seed": 1},
+            "num_devices": 2,
+            "device_type": "cpu",
+        } | changes
         with database.write() as session:
             return jobs.submit(session, NewJob(name=name, **spec), owner="admin")[0].id
 

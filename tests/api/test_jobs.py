@@ -16,6 +16,7 @@ from store.db import Database
 from store.models import Attempt, Job
 from store.settings import Settings
 from store.states import ExitReason
+from trainer.presets import PRESETS
 
 Submit = Callable[..., str]
 
@@ -57,7 +58,7 @@ def test_a_dry_run_stores_nothing(client: httpx.Client, database: Database, host
     assert answer.status_code == 200, answer.text
     assert answer.json()["wait_reason"] is None
     assert answer.json()["steps"] is None
-    assert answer.json()["spec"]["train"]["learning_rate"] == 2e-3
+    assert answer.json()["spec"]["train"]["learning_rate"] == PRESETS["demo"].train["learning_rate"]
     assert "location" not in answer.headers
     assert num_jobs(database) == 0
 
@@ -136,6 +137,17 @@ def test_a_locked_database_is_503_and_nothing_is_half_done(
     answer = client.post("/jobs", json=spec, headers={"Idempotency-Key": "again"})
     assert answer.status_code in (200, 201)
     assert num_jobs(database) == 1
+
+
+def test_the_queue_is_bounded(
+    client: httpx.Client, spec: dict[str, Any], submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MAX_QUEUED", 2)
+    submit()
+    assert client.post("/jobs", json=spec).status_code == 201
+    answer = client.post("/jobs", json=spec)
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+    assert int(answer.headers["retry-after"]) > 0
 
 
 def test_lists_page_through_everything_once_newest_first(client: httpx.Client, submit: Submit) -> None:

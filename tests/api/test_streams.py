@@ -59,7 +59,7 @@ def test_what_clients_got_over_random_disconnects_is_the_database(
     client: httpx.Client, running: Attempt, database: Database
 ) -> None:
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - shown where the test fails
+    print(f"seed {seed}")
     chance = random.Random(seed)
     data = {0: TEXT.encode(), 1: TEXT.encode()[::-1]}
 
@@ -174,8 +174,8 @@ def test_numbers_that_json_lacks_are_null_with_a_flag(
 
 def test_what_is_no_cursor_is_refused(client: httpx.Client, running: Attempt) -> None:
     for text in ("x", "-1", "1-", "1-2-3", "9" * 19):
-        for request in ({"params": {"after": text}}, {"headers": {"Last-Event-ID": text}}):
-            answer = client.get(f"/jobs/{running.job_id}/stream", **request)
+        for params, headers in (({"after": text}, {}), ({}, {"Last-Event-ID": text})):
+            answer = client.get(f"/jobs/{running.job_id}/stream", params=params, headers=headers)
             assert answer.status_code == 422
             assert answer.json()["errors"][0]["field"] in ("query.after", "header.Last-Event-ID")
 
@@ -251,14 +251,20 @@ def test_a_revoked_token_loses_its_streams_within_seconds(server: Running, datab
 
 
 def test_open_streams_end_at_once_when_the_server_stops(client: httpx.Client, server: Running, submit: Submit) -> None:
-    with client.stream("GET", "/stream") as all_jobs, client.stream("GET", f"/jobs/{submit()}/stream") as one_job:
+    job_id = submit()
+    with (
+        client.stream("GET", "/stream") as all_jobs,
+        client.stream("GET", f"/jobs/{job_id}/stream") as one_job,
+        client.stream("GET", f"/jobs/{job_id}/logs", params={"follow": True}) as log,
+    ):
         got = messages(all_jobs)
         next(got)
         started = time.monotonic()
-        server.plane.streams.end_all()
+        server.stop()
         assert list(got) == []
-        list(messages(one_job))
-        assert time.monotonic() - started < 2
+        assert "end" not in [one.kind for one in messages(one_job)], "the job goes on"
+        assert log.read() == b""
+        assert time.monotonic() - started < 3
 
 
 def test_clients_that_do_not_read_are_dropped_and_the_others_get_everything(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -230,6 +231,15 @@ def test_only_json_is_read(client: httpx.Client) -> None:
     assert client.post(f"/jobs/{ID}/cancel", headers={"Content-Type": "text/plain"}).status_code == 415
     answer = client.post("/jobs", content=b"{}", headers={"Content-Type": "application/json; charset=utf-8"})
     assert answer.status_code == 422
+
+
+def test_a_body_that_trickles_in_is_given_up(server: Running, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.auth.BODY_TIMEOUT_S", 0.3)
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=10) as slow:
+        head = f"POST /jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+        slow.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+        assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_every_answer_carries_the_headers_that_close_it_off(client: httpx.Client, anyone: httpx.Client) -> None:
