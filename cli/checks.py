@@ -1,6 +1,7 @@
 """Owns what `./run test` and `./run lint` run, and in which order."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -66,9 +67,16 @@ def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = No
     try:
         return child.wait()
     except BaseException:
-        # ^C reached the child as well: let it say its closing lines.
-        try:
-            child.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            child.kill()
+        _finish(child)
         raise
+
+
+def _finish(child: subprocess.Popen[bytes]) -> None:
+    """Let it say its closing lines: a ^C on a terminal reached it as well, one sent to us alone did not."""
+    for patience_s in (5, 20):
+        try:
+            child.wait(timeout=patience_s)
+            return
+        except subprocess.TimeoutExpired:
+            child.send_signal(signal.SIGINT)
+    child.kill()
