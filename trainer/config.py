@@ -11,6 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 DeviceType = Literal["npu", "cuda", "cpu"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_npu_fused"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+Masking = Literal["token", "whole_word", "ngram"]
 Activation = Literal[
     "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"
 ]
@@ -84,7 +85,7 @@ class TrainConfig(_Spec):
         description="Replaces the model's activation (the recipe uses gelu_python). Default: the model's own.",
     )
 
-    train_file: Source = Field(description="Text to train on, UTF-8.")
+    train_file: Source = Field(description="Text to train on, UTF-8: .txt or .jsonl, also .gz or .zst.")
     validation_file: Source | None = Field(
         default=None, description="Text to evaluate on, UTF-8. Needed when do_eval is true."
     )
@@ -97,6 +98,16 @@ class TrainConfig(_Spec):
     )
     pad_to_max_length: bool = Field(
         default=False, description="Pad every sequence to max_seq_length. Otherwise to the longest in its batch."
+    )
+    packing: bool = Field(
+        default=False,
+        description="Put several sequences into one row of max_seq_length; none sees another. For short lines.",
+    )
+    group_by_length: bool = Field(
+        default=False, description="Batch sequences of like length, so that little is padding."
+    )
+    masking: Masking = Field(
+        default="token", description="What is masked as one: a token, a whole word, or spans of 1 to 3 tokens."
     )
     mlm_probability: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
 
@@ -170,6 +181,8 @@ class TrainConfig(_Spec):
             raise _refuse("validation_file", None, "is missing: give it, or set do_eval to false")
         if self.eval_steps is not None and not self.do_eval:
             raise _refuse("eval_steps", self.eval_steps, "has no effect while do_eval is false; remove it")
+        if self.packing and self.group_by_length:
+            raise _refuse("group_by_length", True, "has no effect beside packing; choose one")
         if self.tokenizer_name is None and self.model_name_or_path is None:
             raise _refuse("tokenizer_name", None, "is missing: a new model brings no tokenizer, so name one")
         return self
@@ -202,6 +215,9 @@ class RunConfig(TrainConfig):
     resume_from_checkpoint: CheckpointRef | None = Field(default=None, description="Continue exactly from here.")
     cpu_threads: int | None = Field(
         default=None, ge=1, le=1024, description="Threads of a rank; null leaves torch's choice."
+    )
+    cache_dir: str | None = Field(
+        default=None, description="Where tokenized corpora are kept for other jobs; null: in the run directory."
     )
     allow_network: bool = Field(default=False, description="Hub names may be downloaded.")
 

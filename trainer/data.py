@@ -1,13 +1,13 @@
-"""Owns the way from a text file to masked batches.
+"""Owns the way from token sequences to the masked batches of a rank: which rows a step draws, and their tensors.
 
-Shapes: B sequences, L tokens in the longest of them, M labelled tokens of the batch, N sequences, T tokens in all.
+A row is what the model sees as one: a sequence, or several packed behind each other.
+Shapes: B rows, L tokens in the longest of them, M labelled tokens of the batch, N sequences, R rows, G rows a step.
 """
 # ruff: noqa: N815
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,93 +17,83 @@ from torch.utils.data import DataLoader
 
 from trainer import stop
 from trainer.config import RunConfig
+from trainer.corpus import Sequences
 from trainer.device import Device, Place
-from trainer.errors import BadInput
+from trainer.masking import mask
 from trainer.tokenizer import Vocabulary
 
 IntArray = npt.NDArray[np.int64]
 
-LINE_LIMIT_BYTES = 16 << 20
-_LINES_AT_A_TIME = 2048
 # Evaluation masks are the masks of an epoch that training never reaches, so they are the same each time.
 EVALUATION_EPOCH = 2**32 - 1
+IGNORED = -100
 _ORDER = 2**64 - 1
 _FILLER = -1
+# With group_by_length, rows are sorted within this many steps' worth of a shuffled pass.
+_STEPS_SORTED_TOGETHER = 50
 
 
 @dataclass(frozen=True)
-class Sequences:
-    """Token sequences back to back: sequence i is tokens_T[starts_N1[i] : starts_N1[i + 1]]."""
+class Rows:
+    """Row i holds the sequences members_N[starts_R1[i] : starts_R1[i + 1]]."""
 
-    tokens_T: npt.NDArray[np.int32]
-    starts_N1: IntArray
+    sequences: Sequences
+    members_N: IntArray
+    starts_R1: IntArray
 
     def __len__(self) -> int:
-        return len(self.starts_N1) - 1
+        return len(self.starts_R1) - 1
 
     def __getitem__(self, index: int) -> IntArray:
-        return self.tokens_T[self.starts_N1[index] : self.starts_N1[index + 1]].astype(np.int64)
+        return self.members_N[self.starts_R1[index] : self.starts_R1[index + 1]]
+
+    def lengths(self) -> IntArray:
+        return np.add.reduceat(self.sequences.lengths()[self.members_N], self.starts_R1[:-1])
 
 
 class Batch(NamedTuple):
-    """What one rank computes at a time. `num_tokens` and `num_samples` leave padding out."""
+    """What one rank computes at a time. Segment 0 is padding; the counts leave it out."""
 
     input_ids_BL: torch.Tensor
-    attention_mask_BL: torch.Tensor
+    position_ids_BL: torch.Tensor
+    segments_BL: torch.Tensor
     label_positions_M: torch.Tensor
     labels_M: torch.Tensor
     num_samples: int
     num_tokens: int
+    num_labels: int
 
     def to(self, device: Device) -> "Batch":
-        ids, mask, positions, labels = (t.to(device.torch_device, non_blocking=True) for t in self[:4])
-        return Batch(ids, mask, positions, labels, self.num_samples, self.num_tokens)
+        ids, positions, segments, at, labels = (t.to(device.torch_device, non_blocking=True) for t in self[:5])
+        return Batch(ids, positions, segments, at, labels, self.num_samples, self.num_tokens, self.num_labels)
 
 
-def read(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary) -> Sequences:
-    """The sequences of a text file, with <s> in front and </s> behind each.
-
-    With line_by_line a line is a sequence, cut at max_seq_length; else the whole text is cut into pieces.
-    Raises BadInput, naming file and line, for text that cannot be read or holds nothing.
-    """
-    room = config.max_seq_length - 2
-    pieces: list[IntArray] = []
-    rest = np.empty(0, np.int64)
-    for lines in _chunks(path, field, keep_newlines=not config.line_by_line):
-        encoded = [e.ids for e in vocabulary.tokenizer.encode_batch_fast(lines, add_special_tokens=False)]
-        if config.line_by_line:
-            pieces += [np.asarray(ids[:room], np.int64) for ids in encoded if ids]
-            continue
-        rest = np.concatenate([rest, *(np.asarray(ids, np.int64) for ids in encoded)])
-        whole = len(rest) // room * room
-        pieces += list(rest[:whole].reshape(-1, room))
-        rest = rest[whole:]
-    if len(rest):
-        pieces.append(rest)
-    if not pieces:
-        raise BadInput(f"{field}: {path} has no text to train on")
-    return _pack(pieces, vocabulary)
+def arrange(sequences: Sequences, config: RunConfig) -> Rows:
+    """One sequence a row, or with config.packing as many as fit into max_seq_length, best fit first."""
+    if not config.packing:
+        count = len(sequences)
+        return Rows(sequences, np.arange(count), np.arange(count + 1))
+    return Rows(sequences, *_pack(sequences.lengths(), config.max_seq_length))
 
 
-def steps_per_epoch(num_sequences: int, config: RunConfig, place: Place) -> int:
+def steps_per_epoch(rows: Rows, config: RunConfig, place: Place) -> int:
     """Optimizer steps that one pass takes; the last one may be short."""
-    return math.ceil(num_sequences / global_batch_size(config, place))
+    return math.ceil(len(rows) / global_batch_size(config, place))
 
 
 def global_batch_size(config: RunConfig, place: Place) -> int:
-    """Sequences in one optimizer step, over all ranks."""
+    """Rows in one optimizer step, over all ranks."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * place.world_size
 
 
 def train_batches(
-    sequences: Sequences, vocabulary: Vocabulary, config: RunConfig, device: Device, *, steps: range
+    rows: Rows, vocabulary: Vocabulary, config: RunConfig, device: Device, *, steps: range
 ) -> Iterator[list[Batch]]:
-    """For each step the batches this rank accumulates. A step's samples depend on the seed and the step alone.
+    """For each step the batches this rank accumulates. A step's rows and masks depend on the seed and the step alone.
 
-    A pass that does not divide by the global batch ends in a short step, filled with empty sequences.
+    A pass that does not divide by the global batch ends in a short step, filled with empty rows.
     """
-    plan = _TrainPlan(len(sequences), config, device.place, steps)
-    loader = _loader(sequences, vocabulary, config, device, plan)
+    loader = _loader(rows, vocabulary, config, device, _TrainPlan(rows, config, device.place, steps))
     accumulated: list[Batch] = []
     for batch in loader:
         accumulated.append(batch)
@@ -112,73 +102,41 @@ def train_batches(
             accumulated = []
 
 
-def eval_batches(sequences: Sequences, vocabulary: Vocabulary, config: RunConfig, device: Device) -> Iterator[Batch]:
+def eval_batches(rows: Rows, vocabulary: Vocabulary, config: RunConfig, device: Device) -> Iterator[Batch]:
     """This rank's share of one pass in file order; every rank gets the same number of batches."""
     size, place = config.per_device_eval_batch_size, device.place
-    count = math.ceil(len(sequences) / (size * place.world_size))
+    count = math.ceil(len(rows) / (size * place.world_size))
     starts = [(i * place.world_size + place.rank) * size for i in range(count)]
     plan = [
-        [(EVALUATION_EPOCH, i if i < len(sequences) else _FILLER) for i in range(start, start + size)]
-        for start in starts
+        [(EVALUATION_EPOCH, i if i < len(rows) else _FILLER) for i in range(start, start + size)] for start in starts
     ]
-    yield from _loader(sequences, vocabulary, config, device, plan)
+    yield from _loader(rows, vocabulary, config, device, plan)
 
 
-def mask(
-    tokens_L: IntArray, vocabulary: Vocabulary, rate: float, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
-    """BERT's masking: of the chosen tokens 80 % become <mask>, 10 % a random token, 10 % stay.
-
-    Returns the changed tokens (L) and the positions (M) to predict; special tokens are never chosen.
-    """
-    chosen_L = (rng.random(len(tokens_L)) < rate) & ~np.isin(tokens_L, vocabulary.special_ids)
-    positions_M = np.flatnonzero(chosen_L)
-    fate_M = rng.random(len(positions_M))
-    inputs_L = tokens_L.copy()
-    inputs_L[positions_M[fate_M < 0.8]] = vocabulary.mask
-    random_R = positions_M[fate_M >= 0.9]
-    inputs_L[random_R] = rng.integers(0, vocabulary.size, len(random_R))
-    return inputs_L, positions_M
-
-
-def _chunks(path: Path, field: str, *, keep_newlines: bool) -> Iterator[list[str]]:
-    lines: list[str] = []
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(iter(lambda: file.readline(LINE_LIMIT_BYTES + 1), b""), 1):
-                if len(raw) > LINE_LIMIT_BYTES:
-                    raise BadInput(f"{field}: {path}:{number}: the line is longer than 16 MiB; break it up")
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise BadInput(f"{field}: {path}:{number}: not UTF-8 at byte {error.start}") from None
-                if keep_newlines or line.strip():
-                    lines.append(line if keep_newlines else line.strip())
-                if len(lines) == _LINES_AT_A_TIME:
-                    yield lines
-                    lines = []
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise BadInput(f"{field}: {path}: {error.strerror}") from None
-    if lines:
-        yield lines
-
-
-def _pack(pieces: list[IntArray], vocabulary: Vocabulary) -> Sequences:
-    starts_N1 = np.zeros(len(pieces) + 1, np.int64)
-    np.cumsum([len(piece) + 2 for piece in pieces], out=starts_N1[1:])
-    tokens_T = np.empty(starts_N1[-1], np.int32)
-    tokens_T[starts_N1[:-1]] = vocabulary.bos
-    tokens_T[starts_N1[1:] - 1] = vocabulary.eos
-    for start, piece in zip(starts_N1[:-1], pieces, strict=True):
-        tokens_T[start + 1 : start + 1 + len(piece)] = piece
-    return Sequences(tokens_T, starts_N1)
+def _pack(lengths_N: IntArray, capacity: int) -> tuple[IntArray, IntArray]:
+    """Best fit, longest first: each sequence goes where it leaves the least room."""
+    room_of: list[list[int]] = [[] for _ in range(capacity + 1)]
+    members: list[list[int]] = []
+    order_N = np.argsort(-lengths_N, kind="stable")
+    for index, length in zip(order_N.tolist(), lengths_N[order_N].tolist(), strict=True):
+        room = next((room for room in range(length, capacity) if room_of[room]), None)
+        if room is None:
+            row, room = len(members), capacity
+            members.append([])
+        else:
+            row = room_of[room].pop()
+        members[row].append(index)
+        room_of[room - length].append(row)
+    starts_R1 = np.zeros(len(members) + 1, np.int64)
+    np.cumsum([len(row) for row in members], out=starts_R1[1:])
+    return np.concatenate([np.asarray(row, np.int64) for row in members]), starts_R1
 
 
 class _TrainPlan:
-    """The (epoch, index) pairs of each batch of this rank, in order; what a DataLoader calls a batch sampler."""
+    """The (epoch, row) pairs of each batch of this rank, in order; what a DataLoader calls a batch sampler."""
 
-    def __init__(self, num_sequences: int, config: RunConfig, place: Place, steps: range) -> None:
-        self._num_sequences = num_sequences
+    def __init__(self, rows: Rows, config: RunConfig, place: Place, steps: range) -> None:
+        self._rows = rows
         self._config = config
         self._place = place
         self._steps = steps
@@ -188,76 +146,118 @@ class _TrainPlan:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size = self._config.per_device_train_batch_size
-        whole = global_batch_size(self._config, self._place)
-        per_epoch = steps_per_epoch(self._num_sequences, self._config, self._place)
-        epoch, order_N = -1, np.empty(0, np.int64)
+        per_epoch = steps_per_epoch(self._rows, self._config, self._place)
+        epoch, order_SG = -1, np.empty((0, 0), np.int64)
         for step in self._steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order_N = _generator(self._config.seed, epoch, _ORDER).permutation(self._num_sequences)
-            first = step % per_epoch * whole
-            drawn_G = np.full(whole, _FILLER, np.int64)
-            taken = order_N[first : first + whole]
-            drawn_G[: len(taken)] = taken
+                order_SG = self._order(epoch)
+            drawn_G = order_SG[step % per_epoch]
             by_batch = drawn_G.reshape(self._config.gradient_accumulation_steps, self._place.world_size, size)
             for indices_B in by_batch[:, self._place.rank]:
                 yield [(epoch, int(index)) for index in indices_B]
 
+    def _order(self, epoch: int) -> IntArray:
+        """The rows of every step of a pass: S steps of G rows, the last one filled up."""
+        whole = global_batch_size(self._config, self._place)
+        generator = _generator(self._config.seed, epoch, _ORDER)
+        order_R = generator.permutation(len(self._rows))
+        if self._config.group_by_length:
+            order_R = _group(order_R, self._rows.lengths(), whole)
+        order_SG = np.pad(order_R, (0, -len(order_R) % whole), constant_values=_FILLER).reshape(-1, whole)
+        if self._config.group_by_length:
+            # Otherwise every stretch of training would go from long to short.
+            order_SG[:-1] = order_SG[generator.permutation(len(order_SG) - 1)]
+        return order_SG
 
-class _MaskedSamples:
-    """Sequences with the masks of an (epoch, index) pair; what a DataLoader calls a dataset."""
 
-    def __init__(self, sequences: Sequences, vocabulary: Vocabulary, config: RunConfig) -> None:
-        self._sequences = sequences
+def _group(order_R: IntArray, lengths_R: IntArray, whole: int) -> IntArray:
+    stretch = whole * _STEPS_SORTED_TOGETHER
+    parts = [order_R[start : start + stretch] for start in range(0, len(order_R), stretch)]
+    return np.concatenate([part[np.argsort(-lengths_R[part], kind="stable")] for part in parts])
+
+
+class _MaskedRow(NamedTuple):
+    input_ids_L: IntArray
+    position_ids_L: IntArray
+    segments_L: IntArray
+    label_positions_M: IntArray
+    labels_M: IntArray
+    num_samples: int
+
+
+class _MaskedRows:
+    """Rows with the masks of an epoch; what a DataLoader calls a dataset."""
+
+    def __init__(self, rows: Rows, vocabulary: Vocabulary, config: RunConfig, label_share: int | None) -> None:
+        self._rows = rows
         self._vocabulary = vocabulary
         self._config = config
+        self._label_share = label_share
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self._rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[IntArray, IntArray, IntArray]:
+    def __getitem__(self, key: tuple[int, int]) -> _MaskedRow:
         epoch, index = key
-        if index == _FILLER:
-            empty = np.empty(0, np.int64)
-            return empty, empty, empty
-        tokens_L = self._sequences[index]
-        rng = _generator(self._config.seed, epoch, index)
-        inputs_L, positions_M = mask(tokens_L, self._vocabulary, self._config.mlm_probability, rng)
-        return inputs_L, positions_M, tokens_L[positions_M]
+        ids, positions, segments, at, labels = ([np.empty(0, np.int64)] for _ in range(5))
+        members = [] if index == _FILLER else self._rows[index].tolist()
+        start = 0
+        for number, member in enumerate(members, 1):
+            tokens_L = self._rows.sequences[member]
+            # Keyed on the sequence, so neither workers, nor ranks, nor how rows are packed change its masks.
+            rng = _generator(self._config.seed, epoch, member)
+            inputs_L, chosen_M = mask(
+                tokens_L, self._vocabulary, self._config.masking, self._config.mlm_probability, rng
+            )
+            ids.append(inputs_L)
+            positions.append(np.arange(len(tokens_L)) + self._vocabulary.pad + 1)
+            segments.append(np.full(len(tokens_L), number))
+            at.append(chosen_M + start)
+            labels.append(tokens_L[chosen_M])
+            start += len(tokens_L)
+        joined = (np.concatenate(parts) for parts in (ids, positions, segments, at, labels))
+        return _MaskedRow(*joined, num_samples=len(members))
 
-    def collate(self, samples: list[tuple[IntArray, IntArray, IntArray]]) -> Batch:
-        longest = max(len(inputs_L) for inputs_L, _, _ in samples)
-        length = self._config.max_seq_length if self._config.pad_to_max_length else max(longest, 1)
-        input_ids_BL = np.full((len(samples), length), self._vocabulary.pad, np.int64)
-        attention_mask_BL = np.zeros((len(samples), length), np.int64)
-        for row, (inputs_L, _, _) in enumerate(samples):
-            input_ids_BL[row, : len(inputs_L)] = inputs_L
-            attention_mask_BL[row, : len(inputs_L)] = 1
-        positions_M = np.concatenate([row * length + positions for row, (_, positions, _) in enumerate(samples)])
+    def collate(self, rows: list[_MaskedRow]) -> Batch:
+        longest = max(1, *(len(row.input_ids_L) for row in rows)) if rows else 1
+        length = self._config.max_seq_length if self._config.pad_to_max_length else longest
+        size = len(rows), length
+        ids_BL = np.full(size, self._vocabulary.pad, np.int64)
+        positions_BL = np.full(size, self._vocabulary.pad, np.int64)
+        segments_BL = np.zeros(size, np.int64)
+        for i, row in enumerate(rows):
+            own = slice(0, len(row.input_ids_L))
+            ids_BL[i, own], positions_BL[i, own], segments_BL[i, own] = row[:3]
+        at_M = np.concatenate([i * length + row.label_positions_M for i, row in enumerate(rows)])
+        labels_M = np.concatenate([row.labels_M for row in rows])
+        num_labels = len(labels_M)
+        if self._label_share is not None:
+            room = -num_labels % max(1, len(rows) * length // self._label_share)
+            at_M, labels_M = np.pad(at_M, (0, room)), np.pad(labels_M, (0, room), constant_values=IGNORED)
+        tensors = (torch.from_numpy(a) for a in (ids_BL, positions_BL, segments_BL, at_M, labels_M))
         return Batch(
-            torch.from_numpy(input_ids_BL),
-            torch.from_numpy(attention_mask_BL),
-            torch.from_numpy(positions_M),
-            torch.from_numpy(np.concatenate([labels for _, _, labels in samples])),
-            num_samples=sum(len(inputs_L) > 0 for inputs_L, _, _ in samples),
-            num_tokens=int(attention_mask_BL.sum()),
+            *tensors,
+            num_samples=sum(row.num_samples for row in rows),
+            num_tokens=int((segments_BL > 0).sum()),
+            num_labels=num_labels,
         )
 
 
 def _loader(
-    sequences: Sequences,
+    rows: Rows,
     vocabulary: Vocabulary,
     config: RunConfig,
     device: Device,
     plan: "_TrainPlan | list[list[tuple[int, int]]]",
 ) -> Iterator[Batch]:
-    samples = _MaskedSamples(sequences, vocabulary, config)
+    masked = _MaskedRows(rows, vocabulary, config, device.label_share)
     workers = min(config.dataloader_num_workers, len(plan))
     return iter(
         DataLoader(
-            samples,  # pyright: ignore[reportArgumentType]
+            masked,  # pyright: ignore[reportArgumentType]
             batch_sampler=plan,  # pyright: ignore[reportArgumentType]
-            collate_fn=samples.collate,
+            collate_fn=masked.collate,
             num_workers=workers,
             pin_memory=config.dataloader_pin_memory and device.pins_memory,
             # Forked workers share the tokens instead of copying them; they never touch the device.

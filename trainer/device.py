@@ -53,6 +53,11 @@ class Device:
     def pins_memory(self) -> bool:
         return self.type != "cpu"
 
+    @property
+    def label_share(self) -> int | None:
+        """Labels are filled up to a multiple of this fraction of the tokens, where a new shape is compiled anew."""
+        return 8 if self.type == "npu" else None
+
     def autocast(self, config: RunConfig) -> AbstractContextManager[Any]:
         """Mixed precision as the spec asks for it; the weights stay fp32."""
         if not (config.bf16 or config.fp16):

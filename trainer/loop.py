@@ -1,5 +1,6 @@
 """Owns the training of one rank, from its config to its output: load, step, evaluate, save."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -14,9 +15,9 @@ import transformers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import checkpoint, data, model, tokenizer
-from trainer.config import RunConfig
-from trainer.data import Batch, Sequences
+from trainer import checkpoint, corpus, data, model, tokenizer
+from trainer.config import RunConfig, TrainConfig
+from trainer.data import Batch, Rows
 from trainer.device import Device, seed_all
 from trainer.errors import BadInput, Diverged, Stopped
 from trainer.report import Reporter
@@ -76,11 +77,11 @@ def run(config: RunConfig, directory: Path, device: Device, reporter: Reporter, 
     source = config.tokenizer_name or config.model_name_or_path
     assert source is not None
     vocabulary = tokenizer.load(model.locate(source, allow_network=config.allow_network))
-    train_set = data.read(Path(config.train_file), "train_file", config, vocabulary)
+    train_set = _read(config.train_file, "train_file", config, vocabulary, directory, reporter)
     eval_set = None
     if config.do_eval:
         assert config.validation_file is not None
-        eval_set = data.read(Path(config.validation_file), "validation_file", config, vocabulary)
+        eval_set = _read(config.validation_file, "validation_file", config, vocabulary, directory, reporter)
     trainer = Trainer(config, directory, device, reporter, wish, vocabulary, train_set, eval_set)
     if config.resume_from_checkpoint is not None:
         trainer.resume()
@@ -101,19 +102,19 @@ class Trainer:
         reporter: Reporter,
         wish: StopWish,
         vocabulary: Vocabulary,
-        train_set: Sequences,
-        eval_set: Sequences | None,
+        train_set: Rows,
+        eval_set: Rows | None,
     ) -> None:
         self.config, self.directory, self.device = config, directory, device
         self.reporter, self.wish, self.vocabulary = reporter, wish, vocabulary
         self.train_set, self.eval_set = train_set, eval_set
         self.network = model.build(config, vocabulary)
-        inner = model.MaskedLanguageModel(self.network, device.type).to(device.torch_device)
+        inner = model.MaskedLanguageModel(self.network, device.type, packing=config.packing).to(device.torch_device)
         self.module = _over_ranks(inner, device)
         self.parameters = [p for p in inner.parameters() if p.requires_grad]
         self.optimizer = device.optimizer(_decay_groups(inner, config.weight_decay), config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.fp16)
-        self.steps_per_epoch = data.steps_per_epoch(len(train_set), config, device.place)
+        self.steps_per_epoch = data.steps_per_epoch(train_set, config, device.place)
         self.total_steps = _total_steps(config, self.steps_per_epoch)
         self.sums, self.window = Sums(), Window()
         self.saved_step = 0
@@ -122,8 +123,9 @@ class Trainer:
         self.eval_loss: float | None = None
         size = sum(p.numel() for p in self.network.parameters())
         reporter.say(
-            f"{size:,} weights, {inner.attention.name} attention on {device.type}; {len(train_set):,} sequences, "
-            f"{self.total_steps:,} steps of {data.global_batch_size(config, device.place)} sequences"
+            f"{size:,} weights, {inner.attention.name} attention on {device.type}; "
+            f"{len(train_set.sequences):,} sequences in {len(train_set):,} rows, "
+            f"{self.total_steps:,} steps of {data.global_batch_size(config, device.place)} rows"
         )
 
     def resume(self) -> None:
@@ -132,10 +134,10 @@ class Trainer:
         assert reference is not None
         state = checkpoint.read(reference, self.network, self.optimizer)
         batch = data.global_batch_size(self.config, self.device.place)
-        if (state["global_batch_size"], state["num_sequences"]) != (batch, len(self.train_set)):
+        if (state["global_batch_size"], state["num_rows"]) != (batch, len(self.train_set)):
             raise BadInput(
-                f"resume_from_checkpoint: it was trained with {state['global_batch_size']} sequences a step out of "
-                f"{state['num_sequences']}, this run has {batch} out of {len(self.train_set)}; keep both the same"
+                f"resume_from_checkpoint: it was trained with {state['global_batch_size']} rows a step out of "
+                f"{state['num_rows']}, this run has {batch} out of {len(self.train_set)}; keep both the same"
             )
         self.sums, self.window = Sums(**state["sums"]), Window(**state["window"])
         self.scaler.load_state_dict(state["scaler"])
@@ -188,7 +190,7 @@ class Trainer:
         device, config = self.device, self.config
         labels, tokens, samples, asked = device.sum(
             [
-                sum(len(batch.labels_M) for batch in accumulated),
+                sum(batch.num_labels for batch in accumulated),
                 sum(batch.num_tokens for batch in accumulated),
                 sum(batch.num_samples for batch in accumulated),
                 self.wish.is_asked(),
@@ -291,18 +293,18 @@ class Trainer:
         return True
 
     @torch.no_grad()
-    def _evaluate(self, sequences: Sequences) -> float:
+    def _evaluate(self, rows: Rows) -> float:
         """The mean cross entropy of the masked tokens, the same ones each time."""
         self.module.eval()
         inner = cast(model.MaskedLanguageModel, getattr(self.module, "module", self.module))
         loss_sum, labels = 0.0, 0
-        batches = data.eval_batches(sequences, self.vocabulary, self.config, self.device)
+        batches = data.eval_batches(rows, self.vocabulary, self.config, self.device)
         for number, batch in enumerate(batches):
             if number % _EVAL_BATCHES_A_CHECK == 0 and self.device.sum([self.wish.is_asked()])[0]:
                 self._stop()
             with self.device.autocast(self.config):
                 loss_sum += float(inner(batch.to(self.device)))
-            labels += len(batch.labels_M)
+            labels += batch.num_labels
         self.module.train()
         loss_sum, labels = self.device.sum([loss_sum, labels])
         if not labels:
@@ -324,7 +326,7 @@ class Trainer:
         parent = self.directory / "checkpoints"
         state = {
             "global_batch_size": data.global_batch_size(self.config, self.device.place),
-            "num_sequences": len(self.train_set),
+            "num_rows": len(self.train_set),
             "sums": asdict(self.sums),
             "window": asdict(self.window),
             "scaler": self.scaler.state_dict(),
@@ -348,9 +350,19 @@ class Trainer:
             "global_batch_size": data.global_batch_size(self.config, place),
             "world_size": place.world_size,
             "device_type": self.device.type,
+            "train_data": self.train_set.sequences.digest,
+            "validation_data": self.eval_set.sequences.digest if self.eval_set else None,
+            "config_sha256": _digest(self.config),
             "torch_version": torch.__version__,
             "transformers_version": transformers.__version__,
         }
+
+
+def _read(
+    name: str, field: str, config: RunConfig, vocabulary: Vocabulary, directory: Path, reporter: Reporter
+) -> Rows:
+    cache = Path(config.cache_dir) if config.cache_dir else directory / "tokens"
+    return data.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say), config)
 
 
 def _over_ranks(inner: nn.Module, device: Device) -> nn.Module:
@@ -372,6 +384,12 @@ def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
     if config.max_steps > 0:
         return config.max_steps
     return max(1, math.ceil(config.num_train_epochs * steps_per_epoch))
+
+
+def _digest(config: RunConfig) -> str:
+    """Of what was asked for, without the facts of one launch."""
+    spec = config.model_dump(mode="json", include=set(TrainConfig.model_fields))
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
 def _perplexity(loss: float) -> float:

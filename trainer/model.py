@@ -15,7 +15,7 @@ from transformers.models.longformer.modeling_longformer import LongformerForMask
 
 from trainer import attention
 from trainer.config import RESERVED_POSITIONS, RunConfig, kind_of
-from trainer.data import Batch
+from trainer.data import IGNORED, Batch
 from trainer.device import seed_all
 from trainer.errors import BadInput
 from trainer.tokenizer import Vocabulary
@@ -30,9 +30,10 @@ class MaskedLanguageModel(nn.Module):
     there is more than one batch to a step.
     """
 
-    def __init__(self, network: LongformerForMaskedLM, device_type: str) -> None:
+    def __init__(self, network: LongformerForMaskedLM, device_type: str, *, packing: bool) -> None:
         super().__init__()
         self.network = network
+        self.packing = packing
         self.attention = attention.install(network, device_type)
         for name, parameter in network.named_parameters():
             # Masked language modelling has no global tokens, so these would never get a gradient.
@@ -41,21 +42,24 @@ class MaskedLanguageModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """The cross entropy of the labelled tokens, summed, fp32: 0-dimensional."""
-        hidden_BLE = self._encode(batch.input_ids_BL, batch.attention_mask_BL)
+        hidden_BLE = self._encode(batch)
         hidden_ME = hidden_BLE.flatten(0, 1).index_select(0, batch.label_positions_M)
         logits_MV = self.network.lm_head(hidden_ME)
-        return F.cross_entropy(logits_MV.float(), batch.labels_M, reduction="sum")
+        return F.cross_entropy(logits_MV.float(), batch.labels_M, ignore_index=IGNORED, reduction="sum")
 
-    def _encode(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
+    def _encode(self, batch: Batch) -> torch.Tensor:
         # Not LongformerModel.forward: it builds an L×L mask only to take its first row.
         body = self.network.longformer
-        length = input_ids_BL.shape[1]
-        padding = -length % self.attention.length_multiple
-        padded_ids_BL = F.pad(input_ids_BL, (0, padding), value=cast(int, self.network.config.pad_token_id))
-        padded_mask_BL = F.pad(attention_mask_BL, (0, padding), value=0)
-        embedded_BLE = body.embeddings(input_ids=padded_ids_BL)
+        length = batch.input_ids_BL.shape[1]
+        room = (0, -length % self.attention.length_multiple)
+        pad = cast(int, self.network.config.pad_token_id)
+        ids_BL = F.pad(batch.input_ids_BL, room, value=pad)
+        positions_BL = F.pad(batch.position_ids_BL, room, value=pad)
+        segments_BL = F.pad(batch.segments_BL, room)
+        attention.separate(self.network, segments_BL if self.packing else None)
+        embedded_BLE = body.embeddings(input_ids=ids_BL, position_ids=positions_BL)
         # The layers read the sign alone: below zero is masked, zero is local attention.
-        signs_BL = (padded_mask_BL - 1).to(embedded_BLE.dtype)
+        signs_BL = (segments_BL > 0).to(embedded_BLE.dtype) - 1
         output = body.encoder(embedded_BLE, attention_mask=signs_BL, return_dict=True)
         return output.last_hidden_state[:, :length]
 
@@ -93,7 +97,7 @@ def build(config: RunConfig, vocabulary: Vocabulary) -> LongformerForMaskedLM:
         assert directory is not None
         network = _load(directory, shape)
     if config.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
+        network.activation_checkpointing_enable()
     return network
 
 

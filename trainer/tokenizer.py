@@ -1,11 +1,16 @@
 """Owns reading a tokenizer directory. Uses the tokenizers library alone: transformers' wrapper costs seconds."""
 
+# ruff: noqa: N815
+
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from trainer.errors import BadInput
@@ -23,20 +28,22 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer with the ids of its special tokens; `size` counts every id."""
+    """A tokenizer with the ids of its special tokens; `size` counts every id.
+
+    `is_special_V` and `starts_word_V` answer for each of the V ids; `digest` changes when its tokens would.
+    """
 
     tokenizer: Tokenizer
     directory: Path
+    digest: str
     size: int
+    is_special_V: npt.NDArray[np.bool_]
+    starts_word_V: npt.NDArray[np.bool_]
     bos: int
     pad: int
     eos: int
     unk: int
     mask: int
-
-    @property
-    def special_ids(self) -> tuple[int, ...]:
-        return (self.bos, self.pad, self.eos, self.unk, self.mask)
 
     def save(self, directory: Path) -> None:
         """Copies the tokenizer's files, and adds tokenizer.json where it had none."""
@@ -61,7 +68,12 @@ def load(directory: Path) -> Vocabulary:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     ids = {role: _special_id(tokenizer, role, directory) for role in _NAMES}
-    return Vocabulary(tokenizer, directory, tokenizer.get_vocab_size(with_added_tokens=True), **ids)
+    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    is_special_V = np.zeros(size, np.bool_)
+    is_special_V[list(ids.values())] = True
+    starts_word_V = _word_starts([tokenizer.id_to_token(i) or "" for i in range(size)]) | is_special_V
+    digest = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return Vocabulary(tokenizer, directory, digest, size, is_special_V, starts_word_V, **ids)
 
 
 def _read(directory: Path) -> Tokenizer:
@@ -82,6 +94,13 @@ def _read(directory: Path) -> Tokenizer:
         sep=(str(names[1]), eos), cls_token=(str(names[0]), bos), add_prefix_space=prefix
     )
     return tokenizer
+
+
+def _word_starts(tokens: list[str]) -> npt.NDArray[np.bool_]:
+    """BERT's pieces go on with ##. Byte-level BPE writes a space as Ġ, a newline as Ċ; punctuation stands alone."""
+    if any(token.startswith("##") for token in tokens):
+        return np.array([not token.startswith("##") for token in tokens])
+    return np.array([t.startswith(("Ġ", "Ċ")) or (t[:1].isascii() and not t[:1].isalnum()) for t in tokens])
 
 
 def _adds_prefix_space(directory: Path) -> bool:
