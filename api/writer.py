@@ -1,4 +1,4 @@
-"""One thread that commits submissions: those that arrive together share a transaction, each in a savepoint of its own."""
+"""One thread that commits submissions: those that arrive together share a transaction."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
 from api import errors
 from api.hints import Hints
 from store import jobs
 from store.db import Database
 from store.errors import LongyardError
+from store.jobs import Submission
 from store.models import Job
 
 MAX_BATCH: Final = 64
@@ -24,11 +24,8 @@ ANSWER_TIMEOUT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Submission:
-    spec: jobs.NewJob
-    owner: str
-    idempotency_key: str | None
-    request_sha256: str
+class _Waiting:
+    submission: Submission
     answer: Future[tuple[Job, bool]]
 
 
@@ -37,7 +34,7 @@ class Writer:
 
     def __init__(self, database: Database, hints: Hints) -> None:
         self._database, self._hints = database, hints
-        self._waiting: queue.Queue[Submission | None] = queue.Queue(MAX_WAITING)
+        self._waiting: queue.Queue[_Waiting | None] = queue.Queue(MAX_WAITING)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -45,11 +42,11 @@ class Writer:
         self, spec: jobs.NewJob, *, owner: str, idempotency_key: str | None, request_sha256: str
     ) -> tuple[Job, bool]:
         """The committed job, and whether an earlier request had made it. Raises what `store.jobs.submit` does, and database errors."""
-        submission = Submission(spec, owner, idempotency_key, request_sha256, Future())
+        waiting = _Waiting(Submission(spec, owner, idempotency_key, request_sha256), Future())
         self._start()
         try:
-            self._waiting.put_nowait(submission)
-            return submission.answer.result(ANSWER_TIMEOUT_S)
+            self._waiting.put_nowait(waiting)
+            return waiting.answer.result(ANSWER_TIMEOUT_S)
         except (queue.Full, TimeoutError):
             raise errors.unavailable() from None
 
@@ -68,51 +65,37 @@ class Writer:
         while (first := self._waiting.get()) is not None:
             batch = [first]
             while len(batch) < MAX_BATCH and not self._waiting.empty():
-                submission = self._waiting.get()
-                if submission is None:
+                another = self._waiting.get()
+                if another is None:
                     self._waiting.put(None)
                     break
-                batch.append(submission)
+                batch.append(another)
             self._commit(batch)
 
-    def _commit(self, batch: list[Submission]) -> None:
-        outcomes: list[tuple[Submission, tuple[Job, bool] | LongyardError]] = []
+    def _commit(self, batch: list[_Waiting]) -> None:
         try:
-            with self._database.write() as session:
-                outcomes = [(submission, _store(session, submission)) for submission in batch]
+            outcomes = self._store([one.submission for one in batch])
         except Exception as error:  # noqa: BLE001 - the thread's edge: every caller gets it, and the edge there logs it
             if len(batch) > 1 and not isinstance(error, errors.DATABASE_ERRORS):
                 # One of them breaks the transaction: find out which, and let the others through.
-                for submission in batch:
-                    self._commit([submission])
+                for one in batch:
+                    self._commit([one])
                 return
-            for submission in batch:
-                submission.answer.set_exception(error)
+            for one in batch:
+                one.answer.set_exception(error)
             return
-        for submission, outcome in outcomes:
+        for one, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, LongyardError):
-                submission.answer.set_exception(outcome)
-                continue
-            submission.answer.set_result(outcome)
-            self._hints.submitted(outcome[0].id)
+                one.answer.set_exception(outcome)
+            else:
+                one.answer.set_result(outcome)
+                self._hints.submitted(outcome[0].id)
 
-
-def _store(session: Session, submission: Submission) -> tuple[Job, bool] | LongyardError:
-    """In a savepoint, so that one submission that is refused does not undo its neighbours."""
-    for last in (False, True):
+    def _store(self, submissions: list[Submission]) -> list[tuple[Job, bool] | LongyardError]:
         try:
-            with session.begin_nested():
-                return jobs.submit(
-                    session,
-                    submission.spec,
-                    owner=submission.owner,
-                    idempotency_key=submission.idempotency_key,
-                    request_sha256=submission.request_sha256,
-                )
+            with self._database.write() as session:
+                return jobs.submit_together(session, submissions)
         except IntegrityError:
             # Another replica has just used the same key: its row is there now, and the second look finds it.
-            if last:
-                raise
-        except LongyardError as error:
-            return error
-    raise AssertionError("unreachable")
+            with self._database.write() as session:
+                return jobs.submit_together(session, submissions)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from store import events, ids
 from store.db import now
-from store.errors import IdempotencyConflict, IllegalTransition, NotFound, TooManyJobs
+from store.errors import IdempotencyConflict, IllegalTransition, LongyardError, NotFound, TooManyJobs
 from store.models import IdempotencyKey, Job
 from store.states import JOB_TRANSITIONS, TERMINAL_JOB, Intent, JobStatus
 
@@ -41,6 +41,16 @@ class Page:
     next: str | None
 
 
+@dataclass(frozen=True)
+class Submission:
+    """`request_sha256` stands for the whole request: a key that comes again with another one is a conflict."""
+
+    spec: NewJob
+    owner: str
+    idempotency_key: str | None = None
+    request_sha256: str = ""
+
+
 def submit(
     session: Session, spec: NewJob, *, owner: str, idempotency_key: str | None = None, request_sha256: str = ""
 ) -> tuple[Job, bool]:
@@ -48,43 +58,41 @@ def submit(
 
     Raises IdempotencyConflict where the key came with another body, TooManyJobs at `MAX_QUEUED`.
     """
-    if idempotency_key is not None:
-        earlier = replayed(session, owner=owner, idempotency_key=idempotency_key, request_sha256=request_sha256)
-        if earlier is not None:
-            return earlier, True
-    if count(session, JobStatus.QUEUED) >= MAX_QUEUED:
-        raise TooManyJobs(f"{MAX_QUEUED} jobs are queued already; wait, or cancel some")
-    job = Job(
-        id=ids.new(),
-        owner=owner,
-        name=spec.name,
-        preset=spec.preset,
-        train=dict(spec.train),
-        num_devices=spec.num_devices,
-        device_type=spec.device_type,
-        priority=spec.priority,
-        labels=dict(spec.labels),
-        time_limit_s=spec.time_limit_s,
-        status=JobStatus.QUEUED,
-        intent=Intent.RUN,
-        strikes=0,
-        retry_delay_s=0.0,
-        num_attempts=0,
-        num_events=0,
-        rev=1,
-        created_at=now(),
-    )
-    session.add(job)
+    (outcome,) = submit_together(session, [Submission(spec, owner, idempotency_key, request_sha256)])
+    if isinstance(outcome, LongyardError):
+        raise outcome
+    return outcome
+
+
+def submit_together(session: Session, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | LongyardError]:
+    """`submit` for each in turn, in a handful of statements; what one of them is refused for is its own outcome."""
+    keys = [one.idempotency_key for one in submissions if one.idempotency_key is not None]
+    used = session.scalars(select(IdempotencyKey).where(IdempotencyKey.key.in_(keys))).all() if keys else []
+    known = {(one.owner, one.key): one for one in used}
+    room = MAX_QUEUED - count(session, JobStatus.QUEUED)
+    outcomes: list[tuple[Job, bool] | LongyardError] = []
+    fresh: dict[str, Job] = {}
+    for one in submissions:
+        earlier = known.get((one.owner, one.idempotency_key or ""))
+        if earlier is not None and earlier.request_sha256 != one.request_sha256:
+            outcomes.append(_conflict(earlier.key))
+        elif earlier is not None:
+            outcomes.append((fresh.get(earlier.job_id) or get(session, earlier.job_id), True))
+        elif len(fresh) >= room:
+            outcomes.append(TooManyJobs(f"{MAX_QUEUED} jobs are queued already; wait, or cancel some"))
+        else:
+            job = _new(one.spec, owner=one.owner)
+            fresh[job.id] = job
+            outcomes.append((job, False))
+            if one.idempotency_key is not None:
+                known[one.owner, one.idempotency_key] = _key(one, one.idempotency_key, job)
+    session.add_all(fresh.values())
     session.flush()
-    events.append(session, job, kind="submitted", owner=owner)
-    if idempotency_key is not None:
-        session.add(
-            IdempotencyKey(
-                owner=owner, key=idempotency_key, request_sha256=request_sha256, job_id=job.id, created_at=now()
-            )
-        )
+    for job in fresh.values():
+        events.append(session, job, kind="submitted", owner=job.owner)
+    session.add_all(key for key in known.values() if key.job_id in fresh)
     session.flush()
-    return job, False
+    return outcomes
 
 
 def get(session: Session, job_id: str, *, owner: str | None = None) -> Job:
@@ -101,7 +109,7 @@ def replayed(session: Session, *, owner: str, idempotency_key: str, request_sha2
     if earlier is None:
         return None
     if earlier.request_sha256 != request_sha256:
-        raise IdempotencyConflict(f"Idempotency-Key {idempotency_key!r} was used with another body")
+        raise _conflict(idempotency_key)
     return get(session, earlier.job_id)
 
 
@@ -296,3 +304,36 @@ def _standing(job: Job) -> str:
         return "is being cancelled"
     perfect = {JobStatus.SUCCEEDED: "has succeeded already", JobStatus.FAILED: "has failed already"}
     return perfect.get(job.status, f"is {job.status.value}")
+
+
+def _new(spec: NewJob, *, owner: str) -> Job:
+    return Job(
+        id=ids.new(),
+        owner=owner,
+        name=spec.name,
+        preset=spec.preset,
+        train=dict(spec.train),
+        num_devices=spec.num_devices,
+        device_type=spec.device_type,
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        time_limit_s=spec.time_limit_s,
+        status=JobStatus.QUEUED,
+        intent=Intent.RUN,
+        strikes=0,
+        retry_delay_s=0.0,
+        num_attempts=0,
+        num_events=0,
+        rev=1,
+        created_at=now(),
+    )
+
+
+def _key(submission: Submission, key: str, job: Job) -> IdempotencyKey:
+    return IdempotencyKey(
+        owner=submission.owner, key=key, request_sha256=submission.request_sha256, job_id=job.id, created_at=now()
+    )
+
+
+def _conflict(key: str) -> IdempotencyConflict:
+    return IdempotencyConflict(f"Idempotency-Key {key!r} was used with another body")
