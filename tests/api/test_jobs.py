@@ -16,6 +16,7 @@ from store.db import Database
 from store.models import Attempt, Job
 from store.settings import Settings
 from store.states import ExitReason
+from tests.api.conftest import Running, serving
 from trainer.presets import PRESETS
 
 Submit = Callable[..., str]
@@ -104,6 +105,25 @@ def test_requests_with_one_key_at_the_same_time_make_one_job(
     assert sorted({answer.status_code for answer in answers}) == [200, 201]
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert num_jobs(database) == 1
+
+
+def test_two_replicas_make_one_job_of_one_key(
+    server: Running, client: httpx.Client, settings: Settings, database: Database, spec: dict[str, Any], token: str
+) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    with (
+        serving(settings) as second,
+        httpx.Client(base_url=second.url, headers=headers, timeout=20) as other,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        for key in ("a", "b", "c"):
+            calls = [(replica, key) for _ in range(4) for replica in (client, other)]
+            answers = list(
+                pool.map(lambda call: call[0].post("/jobs", json=spec, headers={"Idempotency-Key": call[1]}), calls)
+            )
+            assert {answer.status_code for answer in answers} <= {200, 201}
+            assert len({answer.json()["id"] for answer in answers}) == 1
+    assert num_jobs(database) == 3
 
 
 def test_submissions_that_arrive_together_are_all_stored(
