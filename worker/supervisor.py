@@ -1,29 +1,26 @@
 """Owns one attempt from its launch to its close: the ranks, their stop, the lease. A process of its own, forked by the launcher.
 
 The main thread keeps the processes and the deadlines and never touches the database, so that nothing it waits for can keep it from
-ending the ranks before the lease does; a second thread keeps the rows, a third listens for wake-ups.
+ending the ranks before the lease does. The rows are the scribe's, in threads of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
-import redis
 from sqlalchemy.exc import SQLAlchemyError
 
 from store import attempts, jobs
 from store.db import Database
 from store.errors import LeaseLost, NotFound
 from store.models import Attempt, Job
-from store.notify import Notifier, channel_intent
+from store.notify import Notifier
 from store.settings import Settings
 from store.states import ExitReason, Intent
 from worker import cause, preparation, processes, ranks
@@ -32,16 +29,11 @@ from worker.ledger import Ledger
 from worker.preparation import Refused
 from worker.ranks import Ranks
 from worker.runlock import RunLock
+from worker.scribe import Scribe
 from worker.wake import Wake
 from worker.watch import Watch
 
-BATCH_S: Final = 0.25
-"""At most this long a line waits for its commit; after a quiet spell it waits for nothing."""
-NOISE_S: Final = 0.01
-"""Files grow in ways that are no news: half a line, an error file. They are looked at no more often than this."""
-POLL_S: Final = 1.0
 RETRY_S: Final = 0.5
-LISTEN_S: Final = 60.0
 PATIENCE_S: Final = 0.2
 QUARANTINE_S: Final = 30.0
 FENCE_TERM: Final = 35 / 60
@@ -150,7 +142,7 @@ def _close_unstarted(ledger: Ledger, verdict: Verdict) -> None:
 
 
 class Supervisor:
-    """One attempt whose ranks run. What its threads share are plain attributes, each with one writer."""
+    """One attempt whose ranks run: watches them, and stops them when somebody wants that or the lease is about to end."""
 
     def __init__(
         self,
@@ -163,30 +155,20 @@ class Supervisor:
         notifier: Notifier,
     ) -> None:
         self._settings, self._job, self._run_dir = settings, job, run_dir
-        self._ranks, self._ledger, self._notifier = started, ledger, notifier
+        self._ranks, self._ledger = started, ledger
         self._started_at = processes.boottime()
         self._stop: StopAsked | None = None
         self._num_signals = 0
-        self._is_clean = True
-        self._verdict: Verdict | None = None
-        self._is_lost = False
-        self._is_listening = False
-        self._should_look = False
-        self._next_look = 0.0
-        self._watch = watch
         self._wake = Wake()
+        self._scribe = Scribe(settings, job.id, ledger=ledger, watch=watch, notifier=notifier, tell=self._wake.wake)
 
     def run(self) -> int:
         """Until the attempt is closed, or its lease is lost and its ranks are gone."""
         self._take_signals()
-        rows = threading.Thread(target=self._keep_rows, name="rows", daemon=True)
-        rows.start()
-        threading.Thread(target=self._listen, name="listen", daemon=True).start()
-        self._keep_ranks()
-        self._verdict = self._judge()
-        self._watch.wake()
-        rows.join()
-        return LOST if self._is_lost else DONE
+        self._scribe.start()
+        is_clean = self._keep_ranks()
+        self._scribe.finish(self._judge(), is_clean=is_clean)
+        return LOST if self._scribe.is_lost else DONE
 
     def _take_signals(self) -> None:
         """SIGTERM asks for a checkpoint and an end, as a host does that shuts down; the second, or SIGINT, does not wait for it."""
@@ -198,15 +180,14 @@ class Supervisor:
     def _was_asked(self, weight: int) -> None:
         self._num_signals += weight
 
-    def _keep_ranks(self) -> None:
-        """Until no process is left, or what is left cannot be ended."""
+    def _keep_ranks(self) -> bool:
+        """Until no process is left: True; or until what is left cannot be ended: False."""
         while True:
             self._ranks.collect()
             now = processes.boottime()
             self._consider_stop(now)
-            if not self._ranks.running or self._is_lost or now >= self._kill_from():
-                self._is_clean = ranks.end_all(self._ranks, within_s=QUARANTINE_S)
-                return
+            if not self._ranks.running or self._scribe.is_lost or now >= self._kill_from():
+                return ranks.end_all(self._ranks, within_s=QUARANTINE_S)
             self._wake.wait(self._next_deadline() - now)
 
     def _consider_stop(self, now: float) -> None:
@@ -262,92 +243,3 @@ class Supervisor:
             words = f"rank {numbers} cannot be killed; its devices are out of use until somebody has looked"
             return Verdict(ExitReason.INFRA, words)
         return cause.judge(self._ranks, self._run_dir, stop=self._stop)
-
-    def _keep_rows(self) -> None:
-        """The second thread: renew, commit what is new, close. Whatever the database does, it is tried again."""
-        beat_at = self._next_beat()
-        while True:
-            try:
-                if self._verdict is not None:
-                    self._close(self._verdict)
-                    return
-                self._await_reason(beat_at)
-                if self._verdict is None and self._commit(is_due=time.monotonic() >= beat_at):
-                    beat_at = self._next_beat()
-            except LeaseLost as error:
-                log.warning("%s: ending its ranks", error)
-                self._is_lost = True
-                self._wake.wake()
-                return
-            except Exception:  # the thread's edge: without it the attempt would lose its lease over one bad moment
-                log.exception("the rows could not be written; trying again")
-                self._watch.wait(RETRY_S)
-
-    def _next_beat(self) -> float:
-        # Supervisors that started together should not write together.
-        return time.monotonic() + self._settings.heartbeat_s * random.uniform(0.8, 1.0)  # noqa: S311
-
-    def _await_reason(self, beat_at: float) -> None:
-        """Until there is a reason for a transaction: the heart beats, a file has grown, or the attempt is over."""
-        has_grown = False
-        while self._verdict is None:
-            if self._should_look:
-                self._look_at_intent()
-            now = time.monotonic()
-            until = min(beat_at, self._next_look) if has_grown else beat_at
-            if now >= until:
-                return
-            if self._is_listening:
-                has_grown |= self._watch.wait(until - now)
-            else:
-                has_grown |= self._watch.wait(min(until - now, POLL_S))
-                self._should_look = True
-
-    def _commit(self, *, is_due: bool) -> bool:
-        """Write what is new, or renew the lease where that is due. Answers whether it was renewed."""
-        before, is_renewed, pause_s = self._ledger.intent, is_due, NOISE_S
-        news = self._ledger.commit(renew=is_due)
-        while not news.is_empty:
-            is_renewed, pause_s = True, BATCH_S
-            self._notifier.publish_job(self._job.id)
-            if not news.more:
-                break
-            news = self._ledger.commit(renew=False)
-        self._next_look = time.monotonic() + pause_s
-        if self._ledger.intent is not before:
-            self._wake.wake()
-        return is_renewed
-
-    def _close(self, verdict: Verdict) -> None:
-        closing = self._ledger.close(verdict, devices_clean=self._is_clean, is_stuck=not self._is_clean)
-        log.info("closed: %s, the job is %s", verdict.reason.value, closing.job_status.value)
-        self._notifier.publish_job(self._job.id)
-        self._notifier.publish_host(self._settings.host_name)
-
-    def _look_at_intent(self) -> None:
-        self._should_look = False
-        before = self._ledger.intent
-        self._ledger.look_at_intent()
-        if self._ledger.intent is not before:
-            self._wake.wake()
-
-    def _listen(self) -> None:
-        """The third thread: a wake-up makes the second one look at once. While it cannot listen, that one polls."""
-        while self._verdict is None:
-            try:
-                with self._notifier.subscribed(channel_intent(self._job.id)) as pubsub:
-                    pubsub.get_message(
-                        timeout=RETRY_S
-                    )  # the subscription's confirmation: from here on nothing is missed
-                    self._is_listening = True
-                    self._ask_to_look()
-                    while self._verdict is None:
-                        if pubsub.get_message(timeout=LISTEN_S) is not None:
-                            self._ask_to_look()
-            except (redis.RedisError, OSError, ValueError):
-                self._is_listening = False
-                time.sleep(RETRY_S)
-
-    def _ask_to_look(self) -> None:
-        self._should_look = True
-        self._watch.wake()

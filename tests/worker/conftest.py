@@ -116,7 +116,13 @@ class Plane:
             server.wait(timeout=DEADLINE_S)
 
     def submit(
-        self, program: list[Operation], *, num_devices: int = 1, time_limit_s: float | None = None, **train: Any
+        self,
+        program: list[Operation],
+        *,
+        num_devices: int = 1,
+        device_type: str = "cpu",
+        time_limit_s: float | None = None,
+        **train: Any,
     ) -> str:
         """A job whose ranks do what the program says. Answers its id."""
         path = self.inputs / f"{len(list(self.inputs.iterdir()))}.txt"
@@ -127,7 +133,7 @@ class Plane:
             "train_file": str(path),
             "do_eval": False,
         } | train
-        new = NewJob("test", "demo", spec, num_devices, "cpu", time_limit_s=time_limit_s)
+        new = NewJob("test", "demo", spec, num_devices, device_type, time_limit_s=time_limit_s)
         with self.database.write() as session:
             return jobs.submit(session, new, owner="admin")[0].id
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from store import attempts, hosts
 from store.states import AttemptStatus, ExitReason, JobStatus
 from tests.worker.processes import is_running
 
@@ -219,3 +220,26 @@ def test_a_job_waits_with_a_reason_until_there_is_room(host: Plane) -> None:
     flag.touch()
     assert host.until_ended(first).status is JobStatus.SUCCEEDED
     assert host.until_ended(second).status is JobStatus.SUCCEEDED
+
+
+def test_simulated_npus_run_npu_jobs_as_cpu_processes(plane: Plane) -> None:
+    plane.start(LONGYARD_DEVICES="npu-sim:2")
+    job_id = plane.submit([{"do": "tell_config"}, {"do": "succeed"}], num_devices=2, device_type="npu")
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    assert json.loads(plane.log(job_id).splitlines()[0])["device_type"] == "cpu"
+    assert plane.attempt(job_id).device_type == "npu"
+
+
+def test_a_cancel_before_the_supervisor_began_starts_no_rank(plane: Plane) -> None:
+    """Placed while no worker runs, cancelled, and only then found by one."""
+    with plane.database.write() as session:
+        hosts.register(session, "testhost", device_type="cpu", device_names=["a", "b"], boot_id="1", versions={})
+    job_id = plane.submit([{"do": "succeed"}])
+    with plane.database.write() as session:
+        attempts.place(session, job_id, host="testhost", device_indices=[0])
+    plane.cancel(job_id)
+    plane.start()
+    assert plane.until_ended(job_id).status is JobStatus.CANCELLED
+    assert plane.attempt(job_id).exit_reason is ExitReason.USER_CANCELLED
+    assert not (plane.run_dir(job_id) / "config.json").exists()
+    plane.assert_clean(job_id)
