@@ -76,11 +76,11 @@ class JobFeeds:
         feed.streams.add(stream)
         if feed.task is None:
             feed.task = asyncio.create_task(self._run(job_id, feed))
-            feed.task.add_done_callback(lambda task: _finished(task, feed.streams))
+            feed.task.add_done_callback(lambda task: self._finished(job_id, feed, task))
 
     def _leave(self, job_id: str, stream: Stream) -> None:
         feed = self._feeds.get(job_id)
-        if feed is None:
+        if feed is None or stream not in feed.streams:
             return
         feed.streams.discard(stream)
         if not feed.streams:
@@ -100,6 +100,11 @@ class JobFeeds:
                 cursor = Cursor(batch.upto)
                 if not batch.more:
                     await _pause(wake, self._hub.poll_s)
+
+    def _finished(self, job_id: str, feed: _JobFeed, task: asyncio.Task[None]) -> None:
+        if self._feeds.get(job_id) is feed:
+            del self._feeds[job_id]
+        _end_with(task, feed.streams)
 
     async def _read(self, job_id: str, cursor: Cursor) -> Batch:
         return await self._reading(changes.read, self._database, job_id, cursor)
@@ -124,9 +129,12 @@ class PlaneFeed:
         if self._task is None:
             self._surveyed = asyncio.Event()
             self._task = asyncio.create_task(self._run(self._surveyed))
-            self._task.add_done_callback(lambda task: _finished(task, self._streams))
+            self._task.add_done_callback(self._finished)
+        surveyed = self._surveyed
         try:
-            await self._surveyed.wait()
+            while not surveyed.is_set() and not stream.ended:
+                if not await stream.wait(PING_S):
+                    yield KEEPALIVE_COMMENT
             yield changes.event("reset", "{}")
             # This stream does not resume: one that has missed something ends, and its client begins with a new `reset`.
             while not stream.ended and not stream.has_missed:
@@ -145,6 +153,11 @@ class PlaneFeed:
         if task is not None:
             await asyncio.gather(task, return_exceptions=True)
 
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:
+            self._task = None
+        _end_with(task, self._streams)
+
     def _stop(self) -> asyncio.Task[None] | None:
         task, self._task = self._task, None
         if task is not None:
@@ -156,6 +169,8 @@ class PlaneFeed:
         async with self._hub.listening(wake, CHANNEL_JOBS, CHANNEL_HOSTS):
             await self._reading(self._look, seen)
             surveyed.set()
+            for stream in self._streams:
+                stream.wake.set()
             while True:
                 messages = await self._reading(self._look, seen)
                 for stream in list(self._streams):
@@ -196,7 +211,7 @@ class _Seen:
     is_new: bool = True
 
 
-def _finished(task: asyncio.Task[None], streams: Set[Stream]) -> None:
+def _end_with(task: asyncio.Task[None], streams: Set[Stream]) -> None:
     """A reader that fails takes its streams with it: their clients come back, with the cursor they had."""
     if task.cancelled() or task.exception() is None:
         return

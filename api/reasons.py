@@ -91,15 +91,21 @@ def _of_succeeded(result: Mapping[str, Any]) -> str:
     before, after = result.get("initial_perplexity"), result.get("perplexity")
     if not isinstance(after, int | float):
         return "finished"
-    return f"finished: perplexity {after:,.2f}" + (f", from {before:,.2f}" if isinstance(before, int | float) else "")
+    return f"finished: perplexity {_figure(after)}" + (
+        f", from {_figure(before)}" if isinstance(before, int | float) else ""
+    )
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.2f}" if abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _of_failed(attempt: models.Attempt) -> str:
-    rank = f"rank {attempt.failing_rank}: " if attempt.failing_rank is not None else ""
-    reason = attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "failed"
-    what = _clause(attempt.message) if attempt.message else reason
+    """The worker's verdict is a sentence already; it names the rank."""
+    reason = attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "no reason is known"
+    what = _clause(attempt.message) if attempt.message else f"failed: {reason}"
     step = _NEXT.get(attempt.exit_reason, _NEXT_OTHERWISE) if attempt.exit_reason else _NEXT_OTHERWISE
-    return f"failed: {rank}{what}; {step}"
+    return f"{what}; {step}"
 
 
 def _clause(message: str) -> str:

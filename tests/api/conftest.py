@@ -54,7 +54,7 @@ def token(settings: Settings, database: Database) -> str:
 @contextmanager
 def serving(settings: Settings) -> Generator[Running]:
     app = create_app(settings)
-    listener = listen("127.0.0.1", 0, stuck_client_ms=1000)
+    listener = listen("127.0.0.1", 0, stuck_client_ms=3000)
     server = server_of(app, app.state.plane)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -302,11 +302,11 @@ def test_a_failed_job_tells_the_rank_the_reason_and_the_last_lines(
         job = attempts.renew(session, running.id, job_id=running.job_id)
         data = "\n".join([*lines, "ValueError: \x1b]0;no\x07 \x1b[31mbad\x1b[0m"]).encode() + b"\n"
         logs.append(session, job, attempt_id=running.id, rank=1, offset=0, data=data)
-    close(database, running, ExitReason.USER_ERROR, message="ValueError: bad", failing_rank=1)
+    close(database, running, ExitReason.USER_ERROR, message="rank 1 failed: ValueError: bad", failing_rank=1)
     job = client.get(f"/jobs/{running.job_id}").json()
     assert job["status"] == "failed"
     assert job["status_reason"] == (
-        "failed: rank 1: ValueError: bad; look at the log, correct the spec or the data and submit it again"
+        "rank 1 failed: ValueError: bad; look at the log, correct the spec or the data and submit it again"
     )
     assert job["log_tail"] == [*lines[11:], "ValueError: \ufffd]0;no\ufffd \x1b[31mbad\x1b[0m"]
     assert job["attempt"]["exit_reason"] == "user_error"

@@ -250,6 +250,30 @@ def test_a_revoked_token_loses_its_streams_within_seconds(server: Running, datab
         assert theirs.get("/jobs").status_code == 401
 
 
+def test_a_reader_that_fails_ends_its_streams_and_the_next_ones_work(
+    client: httpx.Client, running: Attempt, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    after = current(client, running)
+    with (
+        client.stream("GET", "/stream") as all_jobs,
+        client.stream("GET", f"/jobs/{running.job_id}/stream", params={"after": after}) as one_job,
+    ):
+        got = messages(all_jobs)
+        assert next(got).kind == "reset"
+        monkeypatch.setattr("api.views.many", broken)
+        write(database, running, log=b"line\n")
+        assert list(got) == []
+        assert list(messages(one_job)) == []
+    monkeypatch.undo()
+    close(database, running)
+    assert read_until_end(client, running.job_id, after=after)[-1].kind == "end"
+    with client.stream("GET", "/stream") as response:
+        assert next(messages(response)).kind == "reset"
+
+
 def test_open_streams_end_at_once_when_the_server_stops(client: httpx.Client, server: Running, submit: Submit) -> None:
     job_id = submit()
     with (
@@ -278,10 +302,16 @@ def test_clients_that_do_not_read_are_dropped_and_the_others_get_everything(
     with client.stream("GET", path) as response:
         got = messages(response)
         eventually(lambda: server.plane.streams.num_open == 6)
-        for number in range(200):
-            write(database, running, log=b"%6d " % number + b"x" * 65_000 + b"\n")
-        close(database, running)
+
+        def train() -> None:
+            for number in range(200):
+                write(database, running, log=b"%6d " % number + b"x" * 65_000 + b"\n")
+            close(database, running)
+
+        trainer = threading.Thread(target=train)
+        trainer.start()
         text = text_of(list(got), rank=0)
+        trainer.join()
     assert [line[:6] for line in text.splitlines()] == [f"{number:6d}" for number in range(200)]
     eventually(lambda: server.plane.streams.num_open == 0)
     for connection in stuck:
