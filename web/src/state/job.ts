@@ -101,7 +101,9 @@ export function openJob(id: string): JobView {
       takeJob(first);
       cursor = String(first.cursor);
       loading.value = { state: 'ready' };
-      await Promise.all([readMetrics(), readEvents(), readAttempts(), log.load()]);
+      // A job that was never placed has no log to read; its first bytes come by the stream.
+      const readLog = first.attempt ? log.load : log.begin;
+      await Promise.all([readMetrics(), readEvents(), readAttempts(), readLog()]);
       if (!closed) begin();
     } catch (error) {
       if (!closed) loading.value = failure(error);

@@ -11,6 +11,8 @@ export interface LogView {
   loading: Signal<boolean>;
   take: (message: LogMessage) => void;
   load: () => Promise<void>;
+  /** Nothing to read yet: take what comes. */
+  begin: () => Promise<void>;
   /** Show another rank or attempt; null leaves the choice of the rank to the server, of the attempt to the newest. */
   choose: (rank: number | null, attempt: number | null) => Promise<void>;
   close: () => void;
@@ -80,11 +82,17 @@ export function openLog(id: string): LogView {
     }
   };
 
+  const begin = (): Promise<void> => {
+    loading.value = false;
+    return Promise.resolve();
+  };
+
   return {
     text,
     loading,
     take,
     load,
+    begin,
     choose: (rank, attempt) => {
       wanted = { rank, attempt };
       return load();
