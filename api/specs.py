@@ -16,9 +16,9 @@ from store import jobs, placement, roots
 from store.errors import PathRefused
 from store.hosts import HostView
 from store.jobs import NewJob
-from store.placement import HostCapacity, QueuedJob
+from store.placement import QueuedJob
 from store.settings import Settings
-from store.states import DeviceState, HostStatus
+from store.states import HostStatus
 from trainer import config, presets
 from trainer.config import TrainConfig
 
@@ -74,7 +74,7 @@ def check(spec: NewJob, *, known_hosts: Sequence[HostView], settings: Settings) 
 def wait_reason(session: Session, spec: NewJob, *, known_hosts: Sequence[HostView]) -> str | None:
     """Why the job would wait if it were submitted now; None where it would start."""
     waiting = [QueuedJob(job.id, job.num_devices, job.device_type) for job in jobs.queued(session)]
-    online = [_capacity(view) for view in known_hosts if view.host.status is HostStatus.ONLINE]
+    online = [view.capacity for view in known_hosts if view.host.status is HostStatus.ONLINE]
     plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type)], online)
     return next((wait.reason for wait in plan.waits if wait.job_id == ""), None)
 
@@ -90,9 +90,9 @@ def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schema
     """Only what no registered host could ever run; a host that is busy, draining or away is worth waiting for."""
     if not known_hosts:
         return []
-    serving = [view for view in known_hosts if spec.device_type in _serves(view)]
+    serving = [view for view in known_hosts if spec.device_type in view.capacity.serves]
     if not serving:
-        kinds = ", ".join(sorted({kind for view in known_hosts for kind in _serves(view)}))
+        kinds = ", ".join(sorted({kind for view in known_hosts for kind in view.capacity.serves}))
         message = f"no registered host has {spec.device_type} devices"
         return [_error("device_type", "no_such_device", message, fix=f"take one of {kinds}, or register such a host")]
     largest = max(serving, key=lambda view: len(view.devices))
@@ -168,16 +168,3 @@ def _of_trainer(problem: config.Problem) -> schemas.FieldError:
 
 def _error(field: str, code: str, message: str, *, fix: str) -> schemas.FieldError:
     return schemas.FieldError(field=field, code=code, message=message, fix=fix)
-
-
-def _serves(view: HostView) -> frozenset[str]:
-    return frozenset({view.host.device_type, "npu"} if view.host.simulated else {view.host.device_type})
-
-
-def _capacity(view: HostView) -> HostCapacity:
-    free = tuple(
-        one.device.index
-        for one in view.devices
-        if one.device.state is DeviceState.FREE and one.device.cordoned_at is None
-    )
-    return HostCapacity(view.host.name, _serves(view), free, len(view.devices))

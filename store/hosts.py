@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from store.db import now
 from store.errors import NotFound, PlacementConflict
 from store.models import Attempt, Device, Host
+from store.placement import HostCapacity
 from store.states import DeviceState, HostStatus
 
 
@@ -27,6 +28,17 @@ class DeviceView:
 class HostView:
     host: Host
     devices: Sequence[DeviceView]
+
+    @property
+    def capacity(self) -> HostCapacity:
+        """What the planner sees of it. A simulated NPU host has `npu` devices, as a real one."""
+        free = (one.device for one in self.devices if one.device.state is DeviceState.FREE)
+        return HostCapacity(
+            name=self.host.name,
+            serves=frozenset([self.host.device_type]),
+            free=tuple(device.index for device in free if device.cordoned_at is None),
+            num_devices=len(self.devices),
+        )
 
 
 def register(

@@ -13,8 +13,8 @@ from store.db import Database
 from store.errors import NotFound, PlacementConflict
 from store.hosts import HostView
 from store.models import Job
-from store.placement import HostCapacity, QueuedJob, Wait
-from store.states import DeviceState, HostStatus
+from store.placement import QueuedJob, Wait
+from store.states import HostStatus
 
 TELL_FIRST: Final = 200
 """Of the waiting jobs, so many learn their position and reason: nobody reads the others', and each costs a write."""
@@ -48,9 +48,8 @@ class Planner:
     def run(self) -> Pass:
         queue, views = self._read()
         ready, held = self._hold_back(queue)
-        plan = placement.plan(
-            [QueuedJob(job.id, job.num_devices, job.device_type) for job in ready], _capacities(views)
-        )
+        online = [view.capacity for view in views if view.host.status is HostStatus.ONLINE]
+        plan = placement.plan([QueuedJob(job.id, job.num_devices, job.device_type) for job in ready], online)
         placed = [one for wish in plan.placements if (one := self._place(wish))]
         waits = [*plan.waits, *self._waits_of(held, after=len(plan.waits))]
         known = {job.id: (job.position, job.wait_reason) for job in queue}
@@ -101,20 +100,3 @@ class Planner:
                 return jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason)
             except NotFound:
                 return False
-
-
-def _capacities(views: Sequence[HostView]) -> list[HostCapacity]:
-    return [
-        HostCapacity(
-            name=view.host.name,
-            serves=frozenset([view.host.device_type]),
-            free=tuple(
-                one.device.index
-                for one in view.devices
-                if one.device.state is DeviceState.FREE and one.device.cordoned_at is None
-            ),
-            num_devices=len(view.devices),
-        )
-        for view in views
-        if view.host.status is HostStatus.ONLINE
-    ]
