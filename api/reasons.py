@@ -101,13 +101,11 @@ def _figure(value: float) -> str:
 
 
 def _of_failed(attempt: models.Attempt) -> str:
-    reason = attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "failed"
-    what = _clause(attempt.message) if attempt.message else reason
-    # The supervisor's own messages name the rank already.
-    named = attempt.failing_rank is None or what.startswith(f"rank {attempt.failing_rank}")
-    rank = "" if named else f"rank {attempt.failing_rank}: "
+    """The worker's verdict is a sentence already; it names the rank."""
+    reason = attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "no reason is known"
+    what = _clause(attempt.message) if attempt.message else f"failed: {reason}"
     step = _NEXT.get(attempt.exit_reason, _NEXT_OTHERWISE) if attempt.exit_reason else _NEXT_OTHERWISE
-    return f"failed: {rank}{what}; {step}"
+    return f"{what}; {step}"
 
 
 def _clause(message: str) -> str:

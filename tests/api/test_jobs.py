@@ -315,7 +315,7 @@ def test_a_failed_job_tells_the_rank_the_reason_and_the_last_lines(
 def test_a_failure_names_its_rank_once(client: httpx.Client, running: Attempt, database: Database) -> None:
     close(database, running, ExitReason.DIVERGED, message="rank 0 diverged: the loss is NaN.", failing_rank=0)
     reason = client.get(f"/jobs/{running.job_id}").json()["status_reason"]
-    assert reason.startswith("failed: rank 0 diverged: the loss is NaN; ")
+    assert reason.startswith("rank 0 diverged: the loss is NaN; ")
     assert "learning_rate" in reason
 
 
