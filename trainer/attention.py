@@ -4,49 +4,74 @@ Shapes: B sequences, L tokens, E hidden size, H heads, D head size, G global tok
 """
 
 import math
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 import torch.nn.functional as F
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM, LongformerSelfAttention
 
-from trainer import banded
+from trainer import banded, npu
+from trainer.banded import Dropout, Mask
 
 
-class Attention(NamedTuple):
-    """An installed implementation: its name, and what a sequence's length must be a multiple of."""
+class Implementation(Protocol):
+    """Windowed attention over projected heads, B×H×L×D each; see `banded.attend`."""
 
-    name: str
-    length_multiple: int
+    def __call__(
+        self,
+        q_BHLD: torch.Tensor,
+        k_BHLD: torch.Tensor,
+        v_BHLD: torch.Tensor,
+        reach: int,
+        mask: Mask,
+        dropout: Dropout | None = None,
+    ) -> torch.Tensor: ...
 
 
-def install(network: LongformerForMaskedLM, device_type: str) -> Attention:
+# The banded one is plain torch: it is right on every device, and tuned for CPUs.
+_IMPLEMENTATIONS: dict[str, Implementation] = {"cpu": banded.attend, "cuda": banded.attend, "npu": npu.attend}
+
+
+def install(network: LongformerForMaskedLM, device_type: str) -> str:
     """Resolves the implementation for a device once and puts it into every layer of a loaded Longformer.
 
     The parameters and their names stay what they are, so checkpoints are those of stock Longformer.
+    Returns the implementation's name.
     """
+    attend = _IMPLEMENTATIONS[device_type]
     for layer in _layers(network):
-        layer.attention.self = BandedSelfAttention.adopt(layer.attention.self)
-    return Attention("banded", 1)
+        layer.attention.self = WindowedSelfAttention.adopt(layer.attention.self, attend)
+    return attend.__module__.rpartition(".")[2]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def separate(network: LongformerForMaskedLM, segments_BL: torch.Tensor | None) -> None:
-    """From here on tokens see only tokens of their own segment; None lets them see all. For packed documents."""
-    for layer in _layers(network):
-        layer.attention.self.segments_BL = segments_BL
+def separate(network: LongformerForMaskedLM, segments_BL: torch.Tensor, *, packed: bool) -> None:
+    """Says for the next forward where segments of a batch lie; 0 is padding.
+
+    Packed ones do not see each other. Otherwise a row is one segment and its padding, which the mask hides already.
+    """
+    layers = _layers(network)
+    # Only the NPU needs the ends as numbers: one wait for the device a step rather than one a layer.
+    needs_ends = layers[0].attention.self.attend is npu.attend
+    ends = _ends(segments_BL) if needs_ends else None
+    for layer in layers:
+        layer.attention.self.segments_BL = segments_BL if packed else None
+        layer.attention.self.ends = ends
 
 
-class BandedSelfAttention(LongformerSelfAttention):
-    """Stock Longformer's self-attention, computed by blocks: any length, O(L·window) time, O(L) memory."""
+class WindowedSelfAttention(LongformerSelfAttention):
+    """Stock Longformer's self-attention for any length, in O(L·window) time and O(L) memory."""
 
+    attend: Implementation
     segments_BL: torch.Tensor | None  # noqa: N815
+    ends: tuple[int, ...] | None
 
     @classmethod
-    def adopt(cls, stock: LongformerSelfAttention) -> Self:
+    def adopt(cls, stock: LongformerSelfAttention, attend: Implementation = banded.attend) -> Self:
         """Takes over a stock module's parameters as they are."""
         module = cls.__new__(cls)
         module.__dict__ = stock.__dict__
-        module.segments_BL = None
+        module.attend = attend
+        module.segments_BL = module.ends = None
         return module
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -66,13 +91,14 @@ class BandedSelfAttention(LongformerSelfAttention):
                     hidden_states, attention_mask, is_index_masked, is_index_global_attn, is_global_attn, True
                 ),
             )
-        mask = _mask(attention_mask, is_index_global_attn, is_global_attn, self.segments_BL)
+        mask = _mask(attention_mask, is_index_global_attn, is_global_attn)
+        mask = mask._replace(segments_BL=self.segments_BL, ends=self.ends)
         q_BHLD, k_BHLD, v_BHLD = (
             project(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )
         q_BHLD = q_BHLD / math.sqrt(self.head_dim)
-        out_BHLD = banded.attend(q_BHLD, k_BHLD, v_BHLD, self.one_sided_attn_window_size, mask, self._dropout())
+        out_BHLD = self.attend(q_BHLD, k_BHLD, v_BHLD, self.one_sided_attn_window_size, mask, self._dropout())
         out_BLE = out_BHLD.transpose(1, 2).flatten(2)
         if mask.hidden_BL is not None:
             out_BLE = out_BLE.masked_fill(is_index_masked.unsqueeze(-1), 0.0)
@@ -80,14 +106,14 @@ class BandedSelfAttention(LongformerSelfAttention):
             out_BLE = self._overwrite_global(out_BLE, hidden_states, mask, is_index_masked)
         return (out_BLE,)
 
-    def _dropout(self) -> banded.Dropout | None:
+    def _dropout(self) -> Dropout | None:
         if not self.training or self.dropout == 0:
             return None
         # Drawn from torch's generator, so that seeding it, or recomputing under a checkpoint, gives the same.
-        return banded.Dropout(self.dropout, int(torch.randint(2**31, ())))
+        return Dropout(self.dropout, int(torch.randint(2**31, ())))
 
     def _overwrite_global(
-        self, out_BLE: torch.Tensor, hidden_BLE: torch.Tensor, mask: banded.Mask, is_masked_BL: torch.Tensor
+        self, out_BLE: torch.Tensor, hidden_BLE: torch.Tensor, mask: Mask, is_masked_BL: torch.Tensor
     ) -> torch.Tensor:
         assert mask.global_BG is not None
         index_BGE = mask.global_BG.unsqueeze(-1).expand(-1, -1, hidden_BLE.shape[2])
@@ -123,20 +149,25 @@ class BandedSelfAttention(LongformerSelfAttention):
         return out_BGHD.flatten(2)
 
 
-def _mask(
-    attention_mask_BL: torch.Tensor, is_global_BL: torch.Tensor, has_global: bool, segments_BL: torch.Tensor | None
-) -> banded.Mask:
+def _mask(attention_mask_BL: torch.Tensor, is_global_BL: torch.Tensor, has_global: bool) -> Mask:
     hidden_BL = attention_mask_BL != 0
     # On a CPU looking is cheaper than masking; on a device it would wait for the queue to drain.
     hides = hidden_BL.device.type != "cpu" or bool(hidden_BL.any())
     if not has_global:
-        return banded.Mask(hidden_BL if hides else None, segments_BL=segments_BL)
+        return Mask(hidden_BL if hides else None)
     counts_B = is_global_BL.sum(1)
     most = int(counts_B.max())
     # A stable sort brings each sequence's global positions to the front, in order.
     global_BG = is_global_BL.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     unused_BG = torch.arange(most, device=counts_B.device) >= counts_B[:, None]
-    return banded.Mask(hidden_BL, global_BG, unused_BG if bool(unused_BG.any()) else None, segments_BL)
+    return Mask(hidden_BL, global_BG, unused_BG if bool(unused_BG.any()) else None)
+
+
+def _ends(segments_BL: torch.Tensor) -> tuple[int, ...]:
+    """Where each run of one segment ends, in the rows laid end to end: ascending, the last is B·L."""
+    last_BL = torch.ones_like(segments_BL, dtype=torch.bool)
+    last_BL[:, :-1] = segments_BL[:, :-1] != segments_BL[:, 1:]
+    return tuple((last_BL.flatten().nonzero().flatten() + 1).tolist())
 
 
 def _layers(network: LongformerForMaskedLM) -> list[Any]:

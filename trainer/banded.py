@@ -22,13 +22,15 @@ class Mask(NamedTuple):
     """Which keys a query may see beside its window; None where there is nothing to hide.
 
     `hidden_BL`: keys out of the window's reach, padding and global ones. `global_BG`: positions of the global keys,
-    with `unused_BG` true where a sequence has fewer. `segments_BL`: queries see only keys of their own number.
+    with `unused_BG` true where a sequence has fewer. `segments_BL`: queries see only keys of their own number; `ends`
+    says where those segments, padding among them, end in the rows laid end to end.
     """
 
     hidden_BL: torch.Tensor | None = None
     global_BG: torch.Tensor | None = None
     unused_BG: torch.Tensor | None = None
     segments_BL: torch.Tensor | None = None
+    ends: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Banded(torch.autograd.Function):
                 probabilities = walk.probabilities(block)
                 kept = walk.drop(block, probabilities)
                 walk.mix(block, kept, v, v_global, out[block.heads, block.start : block.end])
-        ctx.save_for_backward(q, k, v, *mask)
+        ctx.save_for_backward(q, k, v, *mask[:4])
         ctx.rest = shape, reach, dropout
         return out.view(shape)
 

@@ -123,7 +123,7 @@ class Trainer:
         self.eval_loss: float | None = None
         size = sum(p.numel() for p in self.network.parameters())
         reporter.say(
-            f"{size:,} weights, {inner.attention.name} attention on {device.type}; "
+            f"{size:,} weights, {inner.attention} attention on {device.type}; "
             f"{len(train_set.sequences):,} sequences in {len(train_set):,} rows, "
             f"{self.total_steps:,} steps of {data.global_batch_size(config, device.place)} rows"
         )

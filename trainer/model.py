@@ -50,18 +50,12 @@ class MaskedLanguageModel(nn.Module):
     def _encode(self, batch: Batch) -> torch.Tensor:
         # Not LongformerModel.forward: it builds an L×L mask only to take its first row.
         body = self.network.longformer
-        length = batch.input_ids_BL.shape[1]
-        room = (0, -length % self.attention.length_multiple)
-        pad = cast(int, self.network.config.pad_token_id)
-        ids_BL = F.pad(batch.input_ids_BL, room, value=pad)
-        positions_BL = F.pad(batch.position_ids_BL, room, value=pad)
-        segments_BL = F.pad(batch.segments_BL, room)
-        attention.separate(self.network, segments_BL if self.packing else None)
-        embedded_BLE = body.embeddings(input_ids=ids_BL, position_ids=positions_BL)
+        attention.separate(self.network, batch.segments_BL, packed=self.packing)
+        embedded_BLE = body.embeddings(input_ids=batch.input_ids_BL, position_ids=batch.position_ids_BL)
         # The layers read the sign alone: below zero is masked, zero is local attention.
-        signs_BL = (segments_BL > 0).to(embedded_BLE.dtype) - 1
+        signs_BL = (batch.segments_BL > 0).to(embedded_BLE.dtype) - 1
         output = body.encoder(embedded_BLE, attention_mask=signs_BL, return_dict=True)
-        return output.last_hidden_state[:, :length]
+        return output.last_hidden_state
 
 
 def locate(name: str, *, allow_network: bool) -> Path:

@@ -12,7 +12,7 @@ from transformers.models.longformer.configuration_longformer import LongformerCo
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM, LongformerSelfAttention
 
 from trainer import attention, banded
-from trainer.attention import BandedSelfAttention
+from trainer.attention import WindowedSelfAttention
 
 MASKED, LOCAL, GLOBAL = -1, 0, 1
 
@@ -30,7 +30,7 @@ def modules(hidden: int, heads: int, window: int, **options: Any) -> tuple[Any, 
     stock: Any = LongformerSelfAttention(config, 0)
     for parameter in stock.parameters():
         torch.nn.init.normal_(parameter, std=0.3 / hidden**0.25)
-    return stock, BandedSelfAttention.adopt(copy.deepcopy(stock))
+    return stock, WindowedSelfAttention.adopt(copy.deepcopy(stock))
 
 
 def run(module: Any, hidden: torch.Tensor, mask: torch.Tensor, multiple: int = 1) -> dict[str, torch.Tensor]:

@@ -1,0 +1,81 @@
+"""The NPU path through an emulator of the documented operator: the same results as stock. No card was involved."""
+
+import copy
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer import npu_emulator
+from tests.trainer.test_attention import modules, run, signs, worst
+from trainer import attention, npu
+from trainer.attention import WindowedSelfAttention
+
+
+@pytest.fixture(autouse=True)
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    npu_emulator.calls.clear()
+    monkeypatch.setitem(sys.modules, "torch_npu", npu_emulator)
+    return npu_emulator
+
+
+@pytest.mark.parametrize(
+    ("length", "mode"),
+    [(32, "explicit"), (29, "explicit"), (33, "band"), (100, "band"), (128, "band")],
+)
+@pytest.mark.parametrize("padding", [False, True])
+@pytest.mark.parametrize("num_global", [0, 3])
+def test_outputs_and_gradients_are_stocks(
+    emulator: Any, length: int, mode: str, padding: bool, num_global: int
+) -> None:
+    stock, ours = modules(16, 2, 32)
+    ours = WindowedSelfAttention.adopt(ours, npu.attend)
+    hidden = torch.randn(3, length, 16, generator=torch.Generator().manual_seed(1))
+    mask = signs(3, length, padding=padding, num_global=num_global)
+    ours.ends = attention._ends((mask >= 0).long())
+    theirs = run(stock, hidden, mask, multiple=32)
+    assert worst(run(ours, hidden, mask), theirs, floor_share=1e-2) <= 1e-5
+    layouts = [call["input_layout"] for call in emulator.calls]
+    assert layouts == {"explicit": ["BNSD"], "band": ["TND", "BNSD"] if num_global else ["TND"]}[mode]
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    _, banded = modules(16, 2, 16)
+    ours = WindowedSelfAttention.adopt(copy.deepcopy(banded), npu.attend)
+    hidden = torch.randn(2, 70, 16)
+    segments = torch.tensor([[1] * 20 + [2] * 41 + [0] * 9, [1] * 70])
+    mask = (segments > 0).long() - 1
+    for module in (banded, ours):
+        module.segments_BL, module.ends = segments, attention._ends(segments)
+    assert worst(run(ours, hidden, mask), run(banded, hidden, mask), floor_share=1e-2) <= 1e-5
+
+
+def test_tensor_shapes_do_not_depend_on_where_documents_end(emulator: Any) -> None:
+    _, module = modules(16, 2, 16)
+    ours = WindowedSelfAttention.adopt(module, npu.attend)
+    for cut in (11, 30):
+        segments = torch.tensor([[1] * cut + [2] * (60 - cut)])
+        ours.segments_BL, ours.ends = segments, attention._ends(segments)
+        run(ours, torch.randn(1, 60, 16), torch.zeros(1, 60))
+    first, second = emulator.calls
+    assert first["atten_mask"].shape == second["atten_mask"].shape == (2048, 2048)
+    assert (first["actual_seq_qlen"], second["actual_seq_qlen"]) == ([11, 60], [30, 60])
+
+
+def test_the_emulator_ignores_a_band_without_a_mask() -> None:
+    q = torch.randn(1, 1, 40, 4)
+    options = {"head_num": 1, "input_layout": "BNSD", "scale": 1.0, "keep_prob": 1.0, "sparse_mode": 4}
+    everything = npu_emulator.npu_fusion_attention(q, q, q, **options, pre_tockens=2, next_tockens=2)[0]
+    assert torch.allclose(everything, (q @ q.mT).softmax(-1) @ q, atol=1e-6)
+
+
+def test_options_are_named_as_the_wheel_names_them(emulator: Any) -> None:
+    call = npu._Call(heads=2, reach=8, keep=1.0, ends=(10,))
+    names = set(emulator.SIGNATURES["npu_fusion_attention"]["args"])
+    assert set(call.band(torch.device("cpu"))) <= names
+    assert set(call.globals(torch.zeros(1, dtype=torch.bool))) <= names
+    grad = emulator.SIGNATURES["npu_fusion_attention_grad"]
+    renamed = npu._for_gradient(call.band(torch.device("cpu")), [torch.empty(0)] * 3, (0, 0, 0))
+    assert set(renamed) <= {*grad["args"], *grad["kwonly"]}
+    assert "pre_tokens" not in names, "v2's spelling"
