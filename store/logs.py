@@ -18,6 +18,8 @@ def append(session: Session, job: Job, *, attempt_id: str, rank: int, offset: in
     log = _log(session, attempt_id, rank)
     if offset != log.end_offset:
         raise ValueError(f"log of rank {rank} ends at {log.end_offset}, not at {offset}")
+    if not data:
+        return
     session.add(
         LogChunk(
             attempt_id=attempt_id, rank=rank, offset=offset, job_id=job.id, rev=job.rev, num_bytes=len(data), data=data
@@ -89,7 +91,7 @@ def tail(session: Session, attempt_id: str, *, rank: int, lines: int, limit_byte
         if found.rstrip(b"\n").count(b"\n") >= lines or len(found) >= limit_bytes:
             break
     chunks.close()
-    kept = b"".join(found.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
+    kept = _last_lines(found, lines)
     kept = kept[-limit_bytes:]
     return start + len(found) - len(kept), kept
 
@@ -104,6 +106,18 @@ def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Seque
         .limit(limit)
     ).all()
     return [(number, chunk) for number, chunk in rows]
+
+
+def _last_lines(data: bytes, lines: int) -> bytes:
+    """Lines end at a newline alone: a progress bar's carriage returns stay inside theirs."""
+    if lines <= 0:
+        return b""
+    start = len(data) - 1 if data.endswith(b"\n") else len(data)
+    for _ in range(lines):
+        start = data.rfind(b"\n", 0, max(0, start))
+        if start < 0:
+            return data
+    return data[start + 1 :]
 
 
 def _log(session: Session, attempt_id: str, rank: int) -> RankLog:

@@ -50,6 +50,19 @@ def test_the_tail_counts_lines_across_chunks(database: Database, running: Attemp
     assert tails == {0: (9, b""), 1: (7, b"d\n"), 2: (4, b"cc\nd\n"), 3: (2, b"b\ncc\nd\n"), 99: (0, b"a\nb\ncc\nd\n")}
 
 
+def test_a_progress_bar_is_one_line(database: Database, running: Attempt) -> None:
+    append(database, running, 0, b"start\n10%\r20%\r30%\nend\n")
+    with database.read() as session:
+        assert logs.tail(session, running.id, rank=0, lines=2, limit_bytes=BIG) == (6, b"10%\r20%\r30%\nend\n")
+
+
+def test_no_bytes_are_no_chunk(database: Database, running: Attempt) -> None:
+    append(database, running, 0, b"")
+    append(database, running, 0, b"one")
+    with database.read() as session:
+        assert logs.read(session, running.id, rank=0, limit_bytes=BIG) == (0, b"one")
+
+
 def test_a_tail_is_bounded_in_bytes(database: Database, running: Attempt) -> None:
     append(database, running, 0, b"x" * 100)
     with database.read() as session:
