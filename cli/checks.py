@@ -1,4 +1,4 @@
-"""Owns what `./run test` and `./run lint` run, and in which order."""
+"""Owns what `./run test`, `./run lint` and `./run bench` run, and in which order."""
 
 import os
 import signal
@@ -43,6 +43,11 @@ def lint(argv: Sequence[str]) -> int:
         # What compose asks of the operator; config -q reads it, nothing is started.
         extra={"LONGYARD_POSTGRES_PASSWORD": "unused", "LONGYARD_REDIS_PASSWORD": "unused"},
     )
+
+
+def bench(argv: Sequence[str]) -> int:
+    """A program of its own: it starts the other rooms and reads their rows, which this one may not."""
+    return _run([sys.executable, "-P", "-m", "benchmarks", *argv], cwd=Path.cwd())
 
 
 def _pytest(argv: Sequence[str]) -> int:

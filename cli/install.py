@@ -46,7 +46,7 @@ COMMANDS = {
         "dev", "run the tests; `test web` and `test browser` run the dashboard's, a path or -k what pytest takes"
     ),
     "lint": Command("dev", "ruff, pyright, import-linter, and checks of the deployment files"),
-    "bench": Command(None, "measure what the README's figures come from"),
+    "bench": Command("runtime", "measure what the README's figures come from: `bench plane`, `bench trainer`"),
     "faults": Command(None, "kill and break every part while a job trains"),
     "simulate": Command(None, "run the placement against a made-up fleet"),
     "fleet": Command(None, "start many workers on one machine"),

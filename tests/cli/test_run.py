@@ -126,8 +126,8 @@ def test_a_real_python_passes_the_probe_and_lists_the_commands(machine: Machine)
     assert listed.returncode == 0, listed.stderr
     for name in ("demo", "up", "test", "lint", "bench", "faults", "simulate", "fleet"):
         assert f"\n  {name} " in listed.stdout
-    later = machine.run("bench")
-    assert (later.returncode, later.stderr) == (2, "./run bench is not built yet.\n")
+    later = machine.run("fleet")
+    assert (later.returncode, later.stderr) == (2, "./run fleet is not built yet.\n")
     unknown = machine.run("dmeo")
     assert unknown.returncode == 2
     assert "no command 'dmeo'" in unknown.stderr
