@@ -1,10 +1,11 @@
-"""The commands of `longyard`. They talk HTTP; `up` alone starts processes.
+"""The commands of `longyard`. They talk HTTP; `up` and `convert` alone start processes.
 
 Exit codes: 0 done, 1 the followed job failed, 2 the request was refused or not understood, 3 nobody answers or the token is unknown.
 """
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -205,6 +206,14 @@ def presets(as_json: AsJson = False) -> None:
     """The named training configs a job can start from."""
     page = client.request(_connect(), "GET", "/presets")
     _print_json(page) if as_json else tables.presets(page)
+
+
+@app.command()
+def convert(directory: Annotated[Path, typer.Argument(metavar="DIR", help="holds pytorch_model.bin")]) -> None:
+    """Turn a model's old pickle into model.safetensors, here; no pickle is ever opened by the control plane."""
+    raise typer.Exit(
+        subprocess.run([sys.executable, "-P", "-m", "trainer.convert", str(directory)], check=False).returncode
+    )
 
 
 @app.command()

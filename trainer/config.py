@@ -150,7 +150,9 @@ class TrainConfig(_Spec):
     eval_steps: int | None = Field(default=None, ge=1, le=100_000_000, description="Also evaluate every so many steps.")
     logging_steps: int = Field(default=10, ge=1, le=1_000_000, description="Report every so many steps.")
     save_steps: int = Field(default=500, ge=1, le=100_000_000, description="Write a checkpoint every so many steps.")
-    save_total_limit: int = Field(default=2, ge=1, le=1000, description="Checkpoints kept; older ones are deleted.")
+    save_total_limit: int = Field(
+        default=2, ge=1, le=1000, description="Newest checkpoints kept, beside the best by eval_loss."
+    )
     dataloader_num_workers: int = Field(
         default=0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank."
     )
@@ -354,7 +356,7 @@ def _has_safetensors(directory: Path) -> bool:
 
 def _say_missing_weights(directory: Path) -> str:
     if (directory / "pytorch_model.bin").is_file():
-        return "has its weights as a pickle (pytorch_model.bin), which is never opened; save them as model.safetensors"
+        return "has its weights as a pickle (pytorch_model.bin), which is never opened; run `longyard convert` on it first"
     return "has no model.safetensors; to train from random weights give it as config_name"
 
 
