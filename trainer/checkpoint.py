@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -74,8 +75,8 @@ def read(reference: CheckpointRef, network: nn.Module, optimizer: torch.optim.Op
     return cast(dict[str, Any], saved["state"])
 
 
-def prune(parent: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints, and what a dead run left half written."""
+def prune(parent: Path, keep: int, spared: Collection[Path]) -> None:
+    """Deletes all but the newest `keep` checkpoints and the spared ones, and what a dead run left half written."""
     steps: dict[int, Path] = {}
     for path in parent.iterdir():
         match = re.fullmatch(r"step-(\d+)", path.name)
@@ -84,7 +85,8 @@ def prune(parent: Path, keep: int) -> None:
         elif re.fullmatch(r"step-\d+\.tmp", path.name):
             shutil.rmtree(path, ignore_errors=True)
     for step in sorted(steps)[:-keep]:
-        shutil.rmtree(steps[step], ignore_errors=True)
+        if steps[step] not in spared:
+            shutil.rmtree(steps[step], ignore_errors=True)
 
 
 def _weights(network: nn.Module) -> dict[str, torch.Tensor]:

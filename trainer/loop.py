@@ -37,6 +37,8 @@ class Sums:
     step: int = 0
     evaluated_step: int = -1
     initial_perplexity: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
     loss_sum: float = 0.0
     num_samples: int = 0
     train_s: float = 0.0
@@ -133,16 +135,33 @@ class Trainer:
         reference = self.config.resume_from_checkpoint
         assert reference is not None
         state = checkpoint.read(reference, self.network, self.optimizer)
-        batch = data.global_batch_size(self.config, self.device.place)
-        if (state["global_batch_size"], state["num_rows"]) != (batch, len(self.train_set)):
+        if state["global_batch_size"] != data.global_batch_size(self.config, self.device.place):
+            self._keep_global_batch(state["global_batch_size"])
+        if state["num_rows"] != len(self.train_set):
             raise BadInput(
-                f"resume_from_checkpoint: it was trained with {state['global_batch_size']} rows a step out of "
-                f"{state['num_rows']}, this run has {batch} out of {len(self.train_set)}; keep both the same"
+                f"resume_from_checkpoint: it was trained on {state['num_rows']} rows, train_file and the spec now give "
+                f"{len(self.train_set)}; keep both the same"
             )
         self.sums, self.window = Sums(**state["sums"]), Window(**state["window"])
         self.scaler.load_state_dict(state["scaler"])
         self.saved_step = self.sums.step
         self.reporter.say(f"resumed at step {self.sums.step} from {reference.dir}")
+
+    def _keep_global_batch(self, rows: int) -> None:
+        """On another number of ranks the same rows make a step, by accumulating more or fewer batches."""
+        size, ranks = self.config.per_device_train_batch_size, self.device.place.world_size
+        if rows % (size * ranks):
+            raise BadInput(
+                f"resume_from_checkpoint: its steps have {rows} rows, which {ranks} ranks cannot take in batches of "
+                f"{size}; choose another per_device_train_batch_size or number of devices"
+            )
+        self.config = self.config.model_copy(update={"gradient_accumulation_steps": rows // (size * ranks)})
+        self.steps_per_epoch = data.steps_per_epoch(self.train_set, self.config, self.device.place)
+        self.total_steps = _total_steps(self.config, self.steps_per_epoch)
+        self.reporter.say(
+            f"{ranks} ranks now: {self.config.gradient_accumulation_steps} batches a step keep its {rows} rows; "
+            "rows, masks and learning rates go on as they were, what dropout drops does not"
+        )
 
     def train(self) -> None:
         """Every step from here to the last, with its evaluations, reports and checkpoints."""
@@ -287,6 +306,9 @@ class Trainer:
         self.eval_loss = self._evaluate(self.eval_set)
         self.perplexity = _perplexity(self.eval_loss)
         self.sums.evaluated_step = step
+        best = self.sums.best_eval_loss
+        if self.saved_step == step and (best is None or self.eval_loss < best):
+            self.sums.best_eval_loss, self.sums.best_step = self.eval_loss, step
         if step == 0:
             self.sums.initial_perplexity = self.perplexity
         self.reporter.metrics(step, {"eval_loss": self.eval_loss, "perplexity": self.perplexity})
@@ -333,7 +355,9 @@ class Trainer:
         }
         published = checkpoint.write(parent, self.sums.step, self.network, self.optimizer, state)
         self.reporter.checkpoint(self.sums.step, *published)
-        checkpoint.prune(parent, self.config.save_total_limit)
+        resumed = self.config.resume_from_checkpoint
+        spared = {parent / f"step-{self.sums.best_step}", Path(resumed.dir if resumed else parent)}
+        checkpoint.prune(parent, self.config.save_total_limit, spared)
 
     def _results(self) -> dict[str, Any]:
         sums, place = self.sums, self.device.place

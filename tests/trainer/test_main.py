@@ -83,6 +83,24 @@ def test_a_killed_run_resumes_bitwise(launch: Launch, spec: Spec) -> None:
         assert resumed.results()[name] == whole.results()[name]
 
 
+def test_a_run_goes_on_with_another_number_of_ranks(launch: Launch, spec: Spec) -> None:
+    config = spec(max_steps=8, save_steps=2, eval_steps=2)
+    two = launch("two", config, world_size=2).succeed()
+    saved = two.lines("checkpoint")
+    assert [line["step"] for line in saved] == [2, 4, 6, 8]
+    assert [Path(line["dir"]).exists() for line in saved] == [False, False, True, True]
+
+    reference = {"dir": saved[2]["dir"], "manifest_sha256": saved[2]["manifest_sha256"]}
+    one = launch("one", config | {"resume_from_checkpoint": reference}).succeed()
+    assert "2 batches a step keep its 8 rows" in one.log()
+    losses = two.series("loss")
+    assert one.series("loss") == pytest.approx({step: losses[step] for step in (7, 8)}, rel=1e-5)
+
+    refused = launch("refused", config | {"resume_from_checkpoint": reference, "per_device_train_batch_size": 3})
+    assert refused.wait() == [2]
+    assert "cannot take in batches of 3" in refused.error()["message"]
+
+
 def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, spec: Spec) -> None:
     config = spec(from_scratch=WITH_DROPOUT, max_steps=60, logging_steps=7, save_steps=1000)
     whole = launch("whole", config).succeed()
