@@ -43,6 +43,10 @@ def _live(session: Session) -> None:
     job, _ = jobs.submit(session, NewJob("rehearsal", "", {}, 1, "cpu"), owner="")
     attempt = attempts.place(session, job.id, host=host, device_indices=[0])
     _write(session, job.id, attempt.id)
+    # A supervisor starts with none of the rows at hand: reading them is a statement of its own.
+    session.expunge_all()
+    attempts.get(session, attempt.id)
+    jobs.get(session, job.id)
     logs.ends(session, attempt.id)
     logs.dropped(session, attempt.id)
     checkpoints.newest_first(session, job.id)
