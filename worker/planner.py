@@ -18,6 +18,8 @@ from store.states import HostStatus
 
 TELL_FIRST: Final = 200
 """Of the waiting jobs, so many learn their position and reason: nobody reads the others', and each costs a write."""
+TOLD_TOGETHER: Final = 50
+"""In one transaction: each pays for the disk, and a longer one would keep supervisors waiting."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,11 @@ class Planner:
         waits = [*plan.waits, *self._waits_of(held, after=len(plan.waits))]
         known = {job.id: (job.position, job.wait_reason) for job in queue}
         news = [wait for wait in waits[:TELL_FIRST] if known[wait.job_id] != (wait.position, wait.reason)]
-        told = [wait.job_id for wait in news if self._tell(wait)]
+        told = [
+            job_id
+            for start in range(0, len(news), TOLD_TOGETHER)
+            for job_id in self._tell(news[start:][:TOLD_TOGETHER])
+        ]
         return Pass(placed, told, min((left_s for _, left_s in held), default=None))
 
     def _read(self) -> tuple[Sequence[Job], Sequence[HostView]]:
@@ -94,9 +100,14 @@ class Planner:
             return None
         return Placed(attempt.id, wish.job_id, wish.host)
 
-    def _tell(self, wait: Wait) -> bool:
+    def _tell(self, waits: Sequence[Wait]) -> list[str]:
+        """Those of the jobs whose wait was written. By id, so that two planners never wait for each other's rows crosswise."""
+        told: list[str] = []
         with self._database.write() as session:
-            try:
-                return jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason)
-            except NotFound:
-                return False
+            for wait in sorted(waits, key=lambda wait: wait.job_id):
+                try:
+                    if jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason):
+                        told.append(wait.job_id)
+                except NotFound:
+                    continue
+        return told
