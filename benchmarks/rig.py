@@ -78,7 +78,8 @@ class Rig:
     def parts(self) -> list[tuple[str, psutil.Process]]:
         """The plane's processes with their names: up, valkey-server, api, worker, ly-launcher, and ly-supervisor for each attempt."""
         up = psutil.Process(self.process.pid)
-        return [("up", up), *((_name(one), one) for one in up.children(recursive=True))]
+        below = [(name, one) for one in up.children(recursive=True) if (name := _name(one))]
+        return [("up", up), *below]
 
     def part(self, name: str) -> psutil.Process:
         return next(one for known, one in self.parts() if known == name)
@@ -124,6 +125,15 @@ def until(condition: Callable[[], T], what: str, *, within_s: float = PATIENCE_S
 def is_gone(pid: int) -> bool:
     """A zombie whose parent has not looked yet counts as gone."""
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def cpu_s(rig: Rig, *names: str) -> float:
+    """CPU seconds of these parts so far, of the children that they have collected too; of all parts where none is named.
+
+    Where other work shares the machine, this tells what wall time does not.
+    """
+    times = [one.cpu_times() for name, one in rig.parts() if not names or name in names]
+    return sum(one.user + one.system + one.children_user + one.children_system for one in times)
 
 
 def pss_mib(pid: int) -> float:
@@ -184,9 +194,13 @@ def _await_host(rig: Rig) -> None:
 
 
 def _name(process: psutil.Process) -> str:
-    words = process.cmdline()
-    if process.name().startswith("ly-") or "-m" not in words:
-        return process.name()
+    """Empty for one that has just ended."""
+    try:
+        words, name = process.cmdline(), process.name()
+    except psutil.Error:
+        return ""
+    if name.startswith("ly-") or "-m" not in words:
+        return name
     return words[words.index("-m") + 1]
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import func, insert, select
 
 from benchmarks.connection import Connection
-from benchmarks.rig import Rig, until
+from benchmarks.rig import Rig, cpu_s, until
 from benchmarks.table import Line, median, quantile, spread
 from store import ids
 from store.db import Database
@@ -21,68 +19,15 @@ from store.states import AttemptStatus, ExitReason, Intent, JobStatus
 
 CONNECTIONS: Final = 32
 WARM_UP: Final = 10
+RAY: Final = "Ray Jobs 2.60, other run"
 
 
-def one_client(rig: Rig, *, count: int, where: str) -> list[Line]:
-    with blocked(rig) as http:
-        for _ in range(WARM_UP):
-            http.submit(rig.spec())
-        before, api_s = _num_jobs(rig), _cpu_s(rig)
-        times = [_timed_submit(http, rig) for _ in range(count)]
-        api_s = _cpu_s(rig) - api_s
-        proof = _proven(rig, before, count)
-    note = f"{proof}; {1000 * api_s / count:.1f} ms of the API's CPU each"
-    p50 = Line(
-        f"POST /jobs, one client, p50, {where}", 1000 * median(times), "ms", 5, baseline=16, source="Ray Jobs 2.60, other run",
-        spread=spread([1000 * one for one in times]), note=note,
-    )  # fmt: skip
-    p99 = Line(
-        f"POST /jobs, one client, p99, {where}", 1000 * quantile(times, 0.99), "ms", 15, baseline=23,
-        source="Ray Jobs 2.60, other run",
-    )  # fmt: skip
-    return [p50, p99]
-
-
-def many_clients(rig: Rig, *, count: int, where: str) -> list[Line]:
-    """`count` submissions by 32 connections at once; every answer must be a 201."""
-    share = count // CONNECTIONS
-    times: list[float] = []
-    failures: list[str] = []
-    barrier = threading.Barrier(CONNECTIONS + 1)
-
-    def client() -> None:
-        with rig.connection() as http:
-            http.get("/healthz")
-            barrier.wait()
-            for _ in range(share):
-                try:
-                    times.append(_timed_submit(http, rig))
-                except (OSError, RuntimeError) as error:
-                    failures.append(str(error))
-
-    with blocked(rig):
-        before, api_s = _num_jobs(rig), _cpu_s(rig)
-        threads = [threading.Thread(target=client) for _ in range(CONNECTIONS)]
-        for thread in threads:
-            thread.start()
-        barrier.wait()
-        began = time.perf_counter()
-        for thread in threads:
-            thread.join()
-        took_s = time.perf_counter() - began
-        api_s = _cpu_s(rig) - api_s
-        proof = _proven(rig, before, len(times))
-    note = f"{proof}; {len(failures)} errors; {1000 * api_s / max(1, len(times)):.1f} ms of the API's CPU each"
-    if failures:
-        why = f"{len(failures)} of {share * CONNECTIONS} failed: {failures[0][:120]}"
-        return [Line(f"POST /jobs, {CONNECTIONS} connections, {where}", None, "/s", 500, "higher", why=why)]
-    return [
-        Line(f"POST /jobs, {CONNECTIONS} connections, {where}", len(times) / took_s, "/s", 500, "higher", note=note),
-        Line(
-            f"POST /jobs, {CONNECTIONS} connections, p99, {where}", 1000 * quantile(times, 0.99), "ms", 150,
-            spread=spread([1000 * one for one in times]),
-        ),
-    ]  # fmt: skip
+def posts(rig: Rig, *, alone: int, together: int, where: str) -> list[Line]:
+    """By one client, then by 32. What was submitted stays in the queue: the last thing to be measured on a plane."""
+    with rig.connection() as http:
+        blocker = http.submit(rig.spec("wait", num_devices=2) | {"priority": 100})
+        until(lambda: http.get(f"/jobs/{blocker}").json()["status"] == "running", "the blocking job runs")
+        return [*_one_client(rig, http, count=alone, where=where), *_many_clients(rig, count=together, where=where)]
 
 
 def lists(rig: Rig, *, count: int) -> list[Line]:
@@ -95,14 +40,14 @@ def lists(rig: Rig, *, count: int) -> list[Line]:
         with rig.connection() as http:
             for _ in range(3):
                 http.get("/jobs")
-            api_s, times = _cpu_s(rig), list[float]()
+            api_s, times = cpu_s(rig, "api"), list[float]()
             for _ in range(count):
                 began = time.perf_counter()
                 page = http.get("/jobs").json()
                 times.append(1000 * (time.perf_counter() - began))
                 if len(page["data"]) != 50 or not page["has_more"] or page["data"][0]["id"] < page["data"][-1]["id"]:
                     raise RuntimeError("the first page is not the newest 50 jobs of more")
-            api_s = _cpu_s(rig) - api_s
+            api_s = cpu_s(rig, "api") - api_s
         note = f"50 jobs with their attempts, no cache; {1000 * api_s / count:.1f} ms of the API's CPU each"
         lines.append(
             Line(
@@ -111,18 +56,6 @@ def lists(rig: Rig, *, count: int) -> list[Line]:
             )
         )  # fmt: skip
     return lines
-
-
-@contextmanager
-def blocked(rig: Rig) -> Generator[Connection]:
-    """Both slots taken by a job that waits, so that a submission is stored, planned, told why it waits, and not started."""
-    with rig.connection() as http:
-        blocker = http.submit(rig.spec("wait", num_devices=2) | {"priority": 100})
-        until(lambda: http.get(f"/jobs/{blocker}").json()["status"] == "running", "the blocking job runs")
-        try:
-            yield http
-        finally:
-            _cancel_all(http)
 
 
 def fill(database: Database, *, host: str, upto: int) -> None:
@@ -160,6 +93,57 @@ def _finished(number: int, host: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return job, attempt
 
 
+def _one_client(rig: Rig, http: Connection, *, count: int, where: str) -> list[Line]:
+    for _ in range(WARM_UP):
+        http.submit(rig.spec())
+    before, api_s = _num_jobs(rig), cpu_s(rig, "api")
+    times = [1000 * _timed_submit(http, rig) for _ in range(count)]
+    api_s = cpu_s(rig, "api") - api_s
+    note = f"{_proven(rig, before, count)}; {1000 * api_s / count:.1f} ms of the API's CPU each"
+    name = f"POST /jobs, one client, {where}"
+    return [
+        Line(f"{name}, p50", median(times), "ms", 5, baseline=16, source=RAY, spread=spread(times), note=note),
+        Line(f"{name}, p99", quantile(times, 0.99), "ms", 15, baseline=23, source=RAY),
+    ]
+
+
+def _many_clients(rig: Rig, *, count: int, where: str) -> list[Line]:
+    """`count` submissions over 32 connections at once; every answer must be a 201."""
+    times: list[float] = []
+    failures: list[str] = []
+    barrier = threading.Barrier(CONNECTIONS + 1)
+
+    def client() -> None:
+        with rig.connection() as http:
+            http.get("/healthz")
+            barrier.wait()
+            for _ in range(count // CONNECTIONS):
+                try:
+                    times.append(1000 * _timed_submit(http, rig))
+                except (OSError, RuntimeError) as error:
+                    failures.append(str(error))
+
+    before, api_s = _num_jobs(rig), cpu_s(rig, "api")
+    threads = [threading.Thread(target=client) for _ in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    took_s = time.perf_counter() - began
+    api_s = cpu_s(rig, "api") - api_s
+    name = f"POST /jobs, {CONNECTIONS} connections, {where}"
+    if failures:
+        why = f"{len(failures)} of {len(failures) + len(times)} failed: {failures[0][:120]}"
+        return [Line(name, None, "/s", 500, "higher", why=why)]
+    note = f"{_proven(rig, before, len(times))}; no error; {1000 * api_s / len(times):.1f} ms of the API's CPU each"
+    return [
+        Line(name, len(times) / took_s, "/s", 500, "higher", note=note),
+        Line(f"{name}, p99", quantile(times, 0.99), "ms", 150, spread=spread(times)),
+    ]
+
+
 def _timed_submit(http: Connection, rig: Rig) -> float:
     spec = rig.spec()
     began = time.perf_counter()
@@ -180,22 +164,3 @@ def _proven(rig: Rig, before: int, count: int) -> str:
 def _num_jobs(rig: Rig) -> int:
     with rig.database() as database, database.read() as session:
         return session.scalar(select(func.count()).select_from(Job)) or 0
-
-
-def _cpu_s(rig: Rig) -> float:
-    times = rig.part("api").cpu_times()
-    return times.user + times.system
-
-
-def _cancel_all(http: Connection) -> None:
-    """The queue first, the blocking job last: nothing of it is to start."""
-    while waiting := _ids(http, "queued"):
-        for job_id in waiting:
-            http.post(f"/jobs/{job_id}/cancel").json()
-    for job_id in _ids(http, "running"):
-        http.post(f"/jobs/{job_id}/cancel").json()
-    until(lambda: not _ids(http, "running"), "nothing runs")
-
-
-def _ids(http: Connection, status: str) -> Sequence[str]:
-    return [job["id"] for job in http.get(f"/jobs?status={status}&limit=1000").json()["data"]]
