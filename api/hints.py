@@ -10,6 +10,8 @@ from store import broker
 from store.notify import Notifier
 
 MAX_PENDING = 10_000
+GATHER_S = 0.02
+"""The first hint goes at once; those that come so soon after it go together: a burst of submissions needs one look. No intent waits."""
 
 log = structlog.get_logger("api.hints")
 
@@ -66,4 +68,6 @@ class Hints:
                     notifier.publish_job(job_id)
             except Exception:  # the thread's edge: a hint that fails must not end the next ones
                 log.exception("a wake-up could not be sent")
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing or any(self._changed.values()), timeout=GATHER_S)
         notifier.close()
