@@ -44,7 +44,7 @@ class Size:
     cold_starts: int
 
 
-FULL: Final = Size(300, 1920, 40, 3, 20, 60, 100, 100_000, 20, 20, 3)
+FULL: Final = Size(300, 1920, 40, 3, 20, 60, 100, 40_000, 20, 20, 3)
 QUICK: Final = Size(60, 320, 8, 1, 4, 10, 20, 16_000, 5, 5, 1)
 
 Measure = Callable[[], list[Line]]
@@ -129,7 +129,7 @@ def _four_jobs(size: Size) -> list[Line]:
             Line("metric points, file → database, 4 jobs", None, "/s", 300_000, "higher", why="left out by --quick")
         ]
     with rig.running(slots=4) as plane:
-        return points.ingestion(plane, num_jobs=4, count=size.points // 2)
+        return points.ingestion(plane, num_jobs=4, count=size.points // 4)
 
 
 def _posts(plane: Rig, size: Size, where: str) -> list[Line]:

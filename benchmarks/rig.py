@@ -138,10 +138,15 @@ def cpu_s(rig: Rig, *names: str) -> float:
 
 def pss_mib(pid: int) -> float:
     """A process's share of memory: what it shares with others is divided among them."""
+    return memory_mib(pid, "Pss")
+
+
+def memory_mib(pid: int, name: str) -> float:
+    """One row of the kernel's summary of a process's memory."""
     for row in Path(f"/proc/{pid}/smaps_rollup").read_text("ascii").splitlines():
-        if row.startswith("Pss:"):
+        if row.startswith(f"{name}:"):
             return int(row.split()[1]) / 1024
-    raise ValueError(f"no PSS of process {pid}")
+    raise ValueError(f"no {name} of process {pid}")
 
 
 def _start(root: Path, database_url: str, slots: int) -> Rig:
