@@ -20,7 +20,8 @@ from api.main import create_app
 from api.plane import Plane
 from store import tokens
 from store.db import REVISION
-from store.settings import Settings
+from store.errors import BadSettings, Unauthenticated
+from store.settings import Settings, load
 
 STUCK_CLIENT_MS: Final = 20_000
 """A client that takes nothing for so long is cut off by the kernel: an application cannot, its own writes are behind the same wall."""
@@ -49,7 +50,11 @@ class Server(uvicorn.Server):
 
 
 def main() -> int:
-    settings = Settings()
+    try:
+        settings = load()
+    except BadSettings as error:
+        print(error, file=sys.stderr)  # noqa: T201 - for the person at the terminal
+        return 2
     _log_as_json(settings.log_level)
     refusal = _refusal(settings)
     if refusal is not None:
@@ -142,8 +147,11 @@ def _prepare(plane: Plane) -> str | None:
         return (
             f"The database is at schema {revision or 'none'}, this code needs {REVISION}. Run `python -m migrations`."
         )
-    with plane.database.write() as session:
-        tokens.ensure_admin(session, plane.settings.token_file)
+    try:
+        with plane.database.write() as session:
+            tokens.ensure_admin(session, plane.settings.token_file)
+    except Unauthenticated as error:
+        return str(error)
     return None
 
 

@@ -45,6 +45,9 @@ _TYPE_FIXES: Final = {
 }
 
 
+_FIX_SPEC: Final = "correct it; GET /schema lists every field with its bounds"
+
+
 def of_request(errors: Sequence[Any]) -> list[schemas.FieldError]:
     """A request's validation errors, `field` dotted from the body's root; `query.…` and `header.…` outside of it."""
     return [_field_error(error, _dotted(error["loc"]), error["loc"]) for error in errors]
@@ -75,13 +78,19 @@ def _field_error(error: Mapping[str, Any], field: str, location: Sequence[int | 
     kind: str = error["type"]
     context: Mapping[str, Any] = error.get("ctx") or {}
     if kind == "spec":
-        message, _, fix = str(context["message"]).partition("; ")
-        return schemas.FieldError(field=field, code="inconsistent", message=message, fix=fix or "change it")
+        message, fix = _told(str(context["message"]))
+        return schemas.FieldError(field=field, code="inconsistent", message=message, fix=fix or _FIX_SPEC)
     if kind == "value_error":
-        message, _, fix = str(context.get("error", error["msg"])).partition("; ")
-        return schemas.FieldError(field=field, code="invalid", message=message, fix=fix or "change it")
+        message, fix = _told(str(context.get("error", error["msg"])))
+        return schemas.FieldError(field=field, code="invalid", message=message, fix=fix or _FIX_SPEC)
     code = _CODES.get(kind) or ("wrong_type" if kind.endswith(("_type", "_parsing", "_from_float")) else "invalid")
     return schemas.FieldError(field=field, code=code, message=_message(kind, error), fix=_fix(kind, context, location))
+
+
+def _told(text: str) -> tuple[str, str]:
+    """A sentence of the spec's own checks as message and way out: `what; fix`, or `is missing: fix`."""
+    message, mark, fix = text.partition("; ")
+    return (message, fix) if mark else (text.partition(": ")[0], text.partition(": ")[2])
 
 
 def _message(kind: str, error: Mapping[str, Any]) -> str:
@@ -107,6 +116,8 @@ def _fix(kind: str, context: Mapping[str, Any], location: Sequence[int | str]) -
         return f"keep it within {context['max_length']}"
     if "min_length" in context:
         return f"give at least {context['min_length']}"
+    if kind == "string_pattern_mismatch":
+        return "leave out control characters, and keep to the form that GET /openapi.json gives for it"
     if "expected" in context:
         return f"give {context['expected']}"
     return next(

@@ -37,11 +37,11 @@ class Hub:
         new = [channel for channel in channels if channel not in self._listeners]
         for channel in channels:
             self._listeners.setdefault(channel, set()).add(event)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-        elif new:
-            await self._tell("subscribe", *new)
         try:
+            if self._task is None:
+                self._task = asyncio.create_task(self._run())
+            elif new:
+                await self._tell("subscribe", *new)
             yield
         finally:
             left = [channel for channel in channels if self._leave(channel, event)]
@@ -78,7 +78,8 @@ class Hub:
             await asyncio.sleep(RETRY_S)
 
     async def _read(self) -> None:
-        client = redis.asyncio.Redis.from_url(self._redis_url, socket_connect_timeout=RETRY_S, health_check_interval=10)
+        # No health checks: one that falls due while nothing is subscribed reads the socket inside `subscribe`, as this task does.
+        client = redis.asyncio.Redis.from_url(self._redis_url, socket_connect_timeout=RETRY_S, health_check_interval=0)
         async with client, client.pubsub() as pubsub:
             if not self._listeners:
                 return

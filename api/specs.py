@@ -23,15 +23,6 @@ from trainer import config, presets
 from trainer.config import TrainConfig
 
 TEXT_FIELDS: Final = ("train_file", "validation_file")
-READ_INSIDE: Final = (
-    "config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
-"""What a check or the trainer opens in a directory that a spec names."""
 
 
 def resolve(spec: schemas.JobSpec) -> NewJob:
@@ -151,11 +142,7 @@ def _is_path(field: str, value: str) -> bool:
 
 def _check_path(field: str, value: str, data_roots: Sequence[Path]) -> schemas.FieldError | None:
     try:
-        real = roots.resolve(value, roots=data_roots, kind="file" if field in TEXT_FIELDS else "directory")
-        if field not in TEXT_FIELDS:
-            for name in READ_INSIDE:
-                if (real / name).is_symlink() or (real / name).exists():
-                    roots.resolve(str(real / name), roots=[root.resolve() for root in data_roots], kind="file")
+        roots.resolve(value, roots=data_roots, kind="file" if field in TEXT_FIELDS else "directory")
     except PathRefused as error:
         return _error(f"train.{field}", "path_refused", str(error), fix=error.fix)
     return None

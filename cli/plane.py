@@ -3,6 +3,7 @@
 It starts the other rooms as programs and knows nothing of their insides. Supervisors are not its children: they outlive it.
 """
 
+import errno
 import fcntl
 import os
 import select
@@ -20,6 +21,7 @@ from typing import IO
 import httpx
 
 from cli import client, step
+from cli.install import ROOT
 
 START_S = 60.0
 MAX_BACK_OFF_S = 30.0
@@ -72,8 +74,8 @@ class Plane:
                 announce(self.data_dir, url, devices=self.environment.get("LONGYARD_DEVICES", "auto"))
                 self.watch()
         finally:
-            self.stop()
-        return 0
+            stopped = self.stop()
+        return 0 if stopped else 1
 
     def start(self) -> str | None:
         """Start every part. Returns the API's URL, or None when a stop was asked for meanwhile."""
@@ -104,15 +106,20 @@ class Plane:
             due = [part.restart_at - now for part in self.parts if part.restart_at is not None]
             self._sleep(max(0.0, min([5.0, *due])))
 
-    def stop(self) -> None:
-        """The worker first, which checkpoints what trains; then the API, then the broker. A second signal hurries."""
+    def stop(self) -> bool:
+        """The worker first, which checkpoints what trains; then the API, then the broker. A second signal hurries.
+
+        Returns whether all of them stopped as they should.
+        """
+        stopped = True
         for part in reversed(self.parts):
             if part.child is not None and part.child.poll() is None:
-                self._stop_part(part, part.child)
+                stopped = self._stop_part(part, part.child) and stopped
         self.parts.clear()
         (self.data_dir / "url").unlink(missing_ok=True)
+        return stopped
 
-    def _stop_part(self, part: Part, child: subprocess.Popen[bytes]) -> None:
+    def _stop_part(self, part: Part, child: subprocess.Popen[bytes]) -> bool:
         if part.name == "worker":
             step.say("stopping: running attempts write a checkpoint and go back to the queue (^C again to hurry)")
         child.terminate()
@@ -125,11 +132,15 @@ class Plane:
                 child.terminate()
             left = deadline - time.monotonic()
             if left <= 0:
-                step.say(f"{part.name} did not stop in time and was killed")
+                step.say(f"{part.name} did not stop in time and was killed{_left_behind(part)}")
                 child.kill()
                 child.wait()
-                return
+                return False
             self._sleep(min(left, 1.0))
+        if child.returncode not in (0, -signal.SIGTERM):
+            step.say(f"{part.name} {_ended(child.returncode)} while it was stopping{_left_behind(part)}")
+            return False
+        return True
 
     def _migrate(self) -> bool:
         child = self._spawn("migrations", ["migrations"], signal.SIGKILL)
@@ -139,7 +150,7 @@ class Plane:
             step.end(child)
             return False
         if child.returncode != 0:
-            raise PlaneError(f"{self._log_tail('migrations')}\nthe database could not be brought up to date")
+            raise PlaneError(f"{self._log_tail('migrations')}\nthe control plane did not start")
         return True
 
     def _wait_for_api(self, api: Part, url_file: Path) -> str | None:
@@ -182,10 +193,12 @@ class Plane:
         part.started, part.restart_at = time.monotonic(), None
 
     def _spawn(self, name: str, module: list[str], on_our_death: signal.Signals) -> subprocess.Popen[bytes]:
-        # -P: what the user's directory happens to be called must not shadow our rooms.
+        # -P, and our own directory first: what the user's directories happen to be called must not shadow our rooms.
+        paths = [str(ROOT), *filter(None, [self.environment.get("PYTHONPATH")])]
+        environment = {**self.environment, "PYTHONPATH": os.pathsep.join(paths)}
         argv = [sys.executable, "-P", "-m", *module]
         with _open_log(self._log(name)) as log:
-            return step.start(argv, cwd=Path.cwd(), env=self.environment, output=log, on_our_death=on_our_death)
+            return step.start(argv, cwd=Path.cwd(), env=environment, output=log, on_our_death=on_our_death)
 
     def _log(self, name: str) -> Path:
         return self.data_dir / "log" / f"{name}.log"
@@ -213,8 +226,11 @@ class Plane:
 def up(environment: Mapping[str, str]) -> int:
     """Run the plane that `environment` (LONGYARD_*) describes, here, until ^C. One a data directory: a second one only tells."""
     data_dir = client.data_dir(environment)
-    for directory in (data_dir, data_dir / "log"):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        for directory in (data_dir, data_dir / "log"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlaneError(f"{data_dir} cannot be the data directory: {error.strerror}") from error
     with open(data_dir / "up.lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -249,16 +265,28 @@ def _tell_running(data_dir: Path) -> int:
 
 
 def _check_port(environment: Mapping[str, str]) -> None:
-    host, port = environment.get("LONGYARD_HOST") or "127.0.0.1", int(environment.get("LONGYARD_PORT") or 8642)
+    host, given = environment.get("LONGYARD_HOST") or "127.0.0.1", environment.get("LONGYARD_PORT") or "8642"
+    if not given.isdecimal() or int(given) > 65535:
+        raise PlaneError(f"LONGYARD_PORT={given} is no port; give 0 to 65535, 0 for any free one")
+    port = int(given)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PlaneError(
-                f"{host}:{port} cannot be taken ({error.strerror}); choose another port by --port, or 0 for any free one"
-            ) from error
+            way_out = "choose another port by --port, or 0 for any free one"
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                way_out = "choose an address of this machine by --host"
+            raise PlaneError(f"{host}:{port} cannot be taken ({error.strerror}); {way_out}") from error
+
+
+def _left_behind(part: Part) -> str:
+    return "; what trains goes on, and the next start follows it" if part.name == "worker" else ""
+
+
+def _ended(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def _open_log(path: Path) -> IO[bytes]:

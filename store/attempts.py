@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from store import events, hosts, ids, jobs, states
+from store import checkpoints, events, hosts, ids, jobs, states
 from store.db import now
 from store.errors import IllegalTransition, LeaseLost, NotFound, PlacementConflict
 from store.models import Attempt, Host, Job
@@ -38,6 +38,9 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
     if target is None or target.status is not HostStatus.ONLINE:
         raise PlacementConflict(f"host {host} takes no jobs now")
     job.num_attempts += 1
+    # What the last attempt did after its last checkpoint is not this one's.
+    job.step = next((one.step for one in checkpoints.newest_first(session, job_id)), None)
+    job.phase = job.eta_s = None
     attempt = Attempt(
         id=ids.new(),
         job_id=job.id,

@@ -13,15 +13,14 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from store.errors import EmbeddedUnavailable
-from store.settings import MAX_UNIX_PATH_BYTES, Settings
+from store.errors import EmbeddedUnavailable, LongyardError
+from store.settings import MAX_UNIX_PATH_BYTES, Settings, load
 
 
 def main() -> None:
-    settings = Settings()
     try:
-        become(settings)
-    except EmbeddedUnavailable as error:
+        become(load())
+    except LongyardError as error:
         sys.exit(f"embedded broker: {error}")
 
 

@@ -10,6 +10,7 @@ LongyardError
 ├── Unauthenticated          a token or login code that is unknown, used, expired or revoked
 ├── PathRefused              a path in a spec that is outside the data roots, or of the wrong kind
 ├── UnsuitableDisk           SQLite would lie where its locks do not hold
+├── BadSettings              an environment variable has a value that cannot be
 └── EmbeddedUnavailable      the embedded server cannot be started here
 """
 
@@ -61,4 +62,8 @@ class EmbeddedUnavailable(LongyardError):
 
 
 class UnsuitableDisk(LongyardError):
+    pass
+
+
+class BadSettings(LongyardError):
     pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final, Literal
 from store.errors import PathRefused
 
 MAX_PATH_CHARS: Final = 4096
+MAX_ENTRIES: Final = 10_000
 
 Kind = Literal["file", "directory"]
 
@@ -39,13 +41,31 @@ def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
         raise PathRefused(
             f"there is no such {kind}", fix="check the spelling, and that the worker's hosts see it"
         ) from error
-    if not any(real.is_relative_to(root.resolve()) for root in roots):
+    if not _within(real, roots):
         raise PathRefused("a link leads out of the data roots", fix="put the file itself under a data root")
     if kind == "file" and not stat.S_ISREG(mode):
         raise PathRefused("not a regular file", fix="name a file")
     if kind == "directory" and not stat.S_ISDIR(mode):
         raise PathRefused("not a directory", fix="name the directory that holds the files")
+    if kind == "directory":
+        _check_entries(real, roots)
     return real
+
+
+def _check_entries(directory: Path, roots: Sequence[Path]) -> None:
+    """What is read in a directory must be a plain file too, and no link out of the roots."""
+    with os.scandir(directory) as entries:
+        for number, entry in enumerate(entries):
+            if number >= MAX_ENTRIES:
+                raise PathRefused(f"more than {MAX_ENTRIES} files in it", fix="name a directory of its own")
+            if entry.is_symlink() and not _within(Path(entry.path).resolve(), roots):
+                raise PathRefused(
+                    f"{entry.name} in it is a link out of the data roots", fix="put the file itself there"
+                )
+
+
+def _within(real: Path, roots: Sequence[Path]) -> bool:
+    return any(real.is_relative_to(root.resolve()) for root in roots)
 
 
 def _under(path: str, root: Path) -> bool:

@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from store.errors import BadSettings
 
 MAX_UNIX_PATH_BYTES = 107
 
@@ -107,3 +110,18 @@ class Settings(BaseSettings):
     def run_dir(self, job_id: str, attempt_number: int) -> Path:
         """Where one attempt's files are; the ids come from us, never from a user."""
         return self.jobs_dir / job_id / f"a{attempt_number}"
+
+
+def load() -> Settings:
+    """The environment's settings. Raises BadSettings, a line a variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [_sentence(detail) for detail in error.errors(include_url=False)]
+        raise BadSettings("\n".join(lines)) from None
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    name = "LONGYARD_" + str(detail["loc"][0]).upper()
+    described = Settings.model_fields[str(detail["loc"][0])].description
+    return f"{name}={detail['input']}: {detail['msg'].lower()}" + (f" ({described})" if described else "")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -76,20 +78,25 @@ def revoke(session: Session, token_sha256: str) -> None:
 def ensure_admin(session: Session, token_file: Path) -> str:
     """The admin's token from its file, made at the first start with mode 0600; the file is the truth, the row follows it."""
     token_file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        descriptor = os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        token_file.chmod(0o600)
-        secret = token_file.read_text().strip()
-    else:
-        secret = secrets.token_urlsafe(32)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secret + "\n")
+    if not token_file.exists():
+        _make_file(token_file, secrets.token_urlsafe(32))
+    token_file.chmod(0o600)
+    secret = token_file.read_text().strip()
     if len(secret) < 32:
         raise Unauthenticated(f"{token_file} holds no token; delete it, and the next start makes a new one")
     if session.get(Token, _sha256(secret)) is None:
         _keep(session, secret, kind="token", owner="admin", scope="admin", expires_in_s=None)
     return secret
+
+
+def _make_file(path: Path, secret: str) -> None:
+    """Whole or not at all; of two that make it at once the first one's stays."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix="token.") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(file.name, path)
 
 
 def _keep(session: Session, secret: str, *, kind: Kind, owner: str, scope: str, expires_in_s: float | None) -> None:

@@ -46,8 +46,13 @@ def _train(path: Path, wish: stop.StopWish) -> int:
 
 
 def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
-    from trainer.device import place
     from trainer.errors import Stopped, TrainerError, classify
+
+    if isinstance(error, ImportError):
+        # torch itself may be what is missing, and the rank is only known through it: the log has to do.
+        traceback.print_exception(error)
+        return 1
+    from trainer.device import place
     from trainer.report import write_error
 
     _, code = classify(error)

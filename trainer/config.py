@@ -3,7 +3,7 @@
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, cast
+from typing import Annotated, Literal, NamedTuple, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -347,7 +347,31 @@ def _read_model_config(path: Path) -> dict[str, int]:
     positions = fields.get("max_position_embeddings")
     if type(positions) is not int or not 8 <= positions <= 131074:
         raise ValueError("config.json has no usable max_position_embeddings (8 to 131074)")
+    _check_shape(fields)
     return {"max_position_embeddings": positions}
+
+
+def _check_shape(fields: dict[str, object]) -> None:
+    """A model's own config.json is held to what `from_scratch` is held to."""
+    windows = fields.get("attention_window", 512)
+    layers = fields.get("num_hidden_layers", 12)
+    listed = cast(list[object], windows) if isinstance(windows, list) else [windows]
+    if isinstance(windows, list) and len(listed) != layers:
+        raise ValueError(f"config.json gives attention_window for {len(listed)} layers and has {layers}")
+    shared = {name: fields[name] for name in LongformerShape.model_fields if name in fields}
+    for window in listed:
+        try:
+            LongformerShape.model_validate(shared | {"attention_window": window})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ValueError(f"config.json has an unusable {first['loc'][0]}: {first['msg'].lower()}") from None
+    if fields.get("hidden_act", "gelu") not in get_args(Activation):
+        raise ValueError(f"config.json has an unknown hidden_act; known are {', '.join(get_args(Activation))}")
+    if fields.get("pad_token_id", 1) != 1:
+        raise ValueError("config.json has another pad_token_id than 1, from which its positions are counted")
+    vocabulary = fields.get("vocab_size", 30522)
+    if type(vocabulary) is not int or not 5 <= vocabulary <= 10_000_000:
+        raise ValueError("config.json has no usable vocab_size (5 to 10,000,000)")
 
 
 def _has_safetensors(directory: Path) -> bool:
@@ -356,7 +380,9 @@ def _has_safetensors(directory: Path) -> bool:
 
 def _say_missing_weights(directory: Path) -> str:
     if (directory / "pytorch_model.bin").is_file():
-        return "has its weights as a pickle (pytorch_model.bin), which is never opened; run `longyard convert` on it first"
+        return (
+            "has its weights as a pickle (pytorch_model.bin), which is never opened; run `longyard convert` on it first"
+        )
     return "has no model.safetensors; to train from random weights give it as config_name"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -9,8 +10,9 @@ import sys
 
 from store import broker
 from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
+from store.errors import BadSettings
 from store.notify import Notifier
-from store.settings import Settings
+from store.settings import Settings, load
 from worker import devices, tasks
 from worker.host import HostLoop
 from worker.journal import configure
@@ -19,7 +21,11 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    settings = Settings()
+    try:
+        settings = load()
+    except BadSettings as error:
+        sys.exit(str(error))
+    lock = _only_one(settings)
     configure(settings, host=settings.host_name)
     inventory = devices.survey(settings)
     log.info("%d %s devices: %s", len(inventory.names), inventory.device_type, ", ".join(inventory.names))
@@ -33,10 +39,25 @@ def main() -> None:
     tasks.consume(celery, settings.host_name)
     loop.run()
     database.dispose()
+    os.close(lock)
     # Celery's thread may wait for a broker that is away: there is nothing of it to wait for.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
+
+
+def _only_one(settings: Settings) -> int:
+    """Two workers of one host would each believe its devices theirs, and the one that leaves would drain the other's attempts."""
+    directory = settings.data_dir / "hosts" / settings.host_name
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(directory / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(
+            f"a worker runs as {settings.host_name} on {settings.data_dir} already; give this one a LONGYARD_HOST_NAME of its own"
+        )
+    return descriptor
 
 
 if __name__ == "__main__":

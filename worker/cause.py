@@ -52,6 +52,8 @@ BY_TEXT: Final = (
         ExitReason.DEVICE_ERROR,
     ),
     (re.compile(r"No space left on device|Disk quota exceeded"), ExitReason.STORAGE),
+    # A trainer that cannot be imported is the host's installation, not the user's spec.
+    (re.compile(r"\b(?:ModuleNotFoundError|ImportError): |: No module named "), ExitReason.LAUNCH_ERROR),
 )
 """Signatures in an exception's text that tell more than the exit code 1 with which it ended."""
 

@@ -91,13 +91,11 @@ class Plane:
 
     def submit(self, name: str, *, num_devices: int = 1, **train: Any) -> str:
         """A small job on the demo's text, by HTTP. Returns its id."""
-        body = {
-            "name": name,
-            "preset": "demo",
-            "num_devices": num_devices,
-            "train": {**self._files(), **SMALL, **train},
-        }
-        return self.post("/jobs", body)["id"]
+        return self.post("/jobs", self.spec(name, num_devices=num_devices, **train))["id"]
+
+    def spec(self, name: str, *, num_devices: int = 1, **train: Any) -> Json:
+        files = {**self._files(), **SMALL, **train}
+        return {"name": name, "preset": "demo", "num_devices": num_devices, "train": files}
 
     def job(self, job_id: str) -> Json:
         return self.get(f"/jobs/{job_id}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.conftest import Plane
+from tests.e2e.conftest import Json, Plane
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
@@ -59,7 +59,7 @@ def page(chromium: Browser, plane: Plane, complaints: list[str]) -> Iterator[Pag
 def test_a_job_is_seen_to_train_and_another_is_cancelled(page: Page, plane: Plane, eventually: Eventually) -> None:
     expect(page.get_by_text("curl")).to_be_visible()  # nothing submitted yet: the page says how
 
-    first = plane.submit("watched", num_devices=2, max_steps=100_000)
+    first = submit_from(page, plane.spec("watched", num_devices=2, max_steps=100_000))
     row = page.get_by_test_id("job-row").filter(has_text="watched")
     expect(row.get_by_test_id("status")).to_have_text("running", ignore_case=True)
     row.get_by_role("link", name="watched").click()
@@ -137,6 +137,18 @@ def test_a_used_link_and_no_login_are_answered_in_words(chromium: Browser, plane
     page.get_by_test_id("sign-in").click()
     expect(page).to_have_url(plane.url + "/ui/")
     context.close()
+
+
+def submit_from(page: Page, spec: Json) -> str:
+    """POST by the page itself, under its session, as a script on it would."""
+    post = """async (spec) => {
+        const headers = { 'Content-Type': 'application/json' };
+        const answer = await fetch('/jobs', { method: 'POST', headers, body: JSON.stringify(spec) });
+        return { status: answer.status, job: await answer.json() };
+    }"""
+    answer = page.evaluate(post, spec)
+    assert answer["status"] == 201, answer
+    return answer["job"]["id"]
 
 
 def shot(page: Page, name: str) -> None:

@@ -141,6 +141,18 @@ def test_a_preempted_job_waits_for_its_next_attempt_with_the_intent_to_run(
         assert [one.id for one in jobs.queued(session)] == [job.id]
 
 
+def test_a_new_attempt_does_not_show_the_last_ones_progress(database: Database, running: Attempt) -> None:
+    with database.write() as session:
+        job = attempts.renew(session, running.id, job_id=running.job_id)
+        jobs.progress(session, job, step=29, total_steps=50, phase="train", eta_s=3.0)
+    close(database, running, ExitReason.INFRA)
+    with database.write() as session:
+        attempts.place(session, running.job_id, host="a", device_indices=[0, 1])
+    with database.read() as session:
+        job = jobs.get(session, running.job_id)
+    assert (job.step, job.phase, job.eta_s) == (None, None, None)
+
+
 def test_the_timeline_tells_the_whole_life(database: Database, running: Attempt) -> None:
     close(database, running, ExitReason.USER_ERROR)
     with database.read() as session:

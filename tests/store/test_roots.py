@@ -42,6 +42,15 @@ def test_anything_else_is_refused_with_a_way_out(root: Path, path: str) -> None:
     assert caught.value.fix
 
 
+def test_what_a_directory_holds_leads_nowhere_else(root: Path, tmp_path: Path) -> None:
+    inner = root / "lf_token"
+    os.symlink(root / "train.txt", inner / "merges.txt")
+    assert roots.resolve(str(inner), roots=[root], kind="directory") == inner
+    os.symlink(tmp_path / "secret.txt", inner / "tokenizer_config.json")
+    with pytest.raises(PathRefused, match=r"tokenizer_config\.json"):
+        roots.resolve(str(inner), roots=[root], kind="directory")
+
+
 def test_a_file_is_no_directory(root: Path) -> None:
     with pytest.raises(PathRefused):
         roots.resolve(f"{root}/train.txt", roots=[root], kind="directory")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -212,3 +214,19 @@ def test_a_second_signal_hurries_the_drain(plane: Plane) -> None:
 def _devices(plane: Plane) -> list[Device]:
     with plane.database.read() as session:
         return [device.device for host in hosts.all_hosts(session) for device in host.devices]
+
+
+def test_a_second_worker_of_a_host_is_refused_and_changes_nothing(plane: Plane) -> None:
+    plane.start()
+    refused = subprocess.run(
+        [sys.executable, "-P", "-m", "worker"],
+        env=plane.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (refused.returncode, "LONGYARD_HOST_NAME" in refused.stderr) == (1, True)
+    with plane.database.read() as session:
+        (view,) = hosts.all_hosts(session)
+    assert view.host.status is HostStatus.ONLINE
