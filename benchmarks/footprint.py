@@ -26,6 +26,7 @@ IDLE_S: Final = 2.0
 
 def idle(rig: Rig) -> list[Line]:
     """Every process of the plane, some seconds after the last request."""
+    until(lambda: any(name == "ly-launcher" for name, _ in rig.parts()), "the launcher is up")
     time.sleep(IDLE_S)
     weights = [(name, pss_mib(one.pid)) for name, one in rig.parts()]
     note = ", ".join(f"{name} {weight:.0f}" for name, weight in weights)

@@ -136,6 +136,8 @@ def _one(rig: Rig, http: Connection) -> Seen:
             if message.kind == "job" and message.data["status"] not in ("queued", "running"):
                 done_s = now
                 break
+    if not first_log_s or not done_s:
+        raise RuntimeError("the stream ended without a log line or without the job's end")
     _check(http, job_id)
     return Seen(first_log_s, done_s, _parts(http.get(f"/jobs/{job_id}/events").json()["data"]))
 
