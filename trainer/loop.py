@@ -6,7 +6,7 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,51 +23,10 @@ from trainer.errors import BadInput, Diverged, Stopped
 from trainer.report import Reporter
 from trainer.schedule import learning_rate
 from trainer.stop import StopWish
+from trainer.tally import WARM_STEPS, Step, Sums, Window
 from trainer.tokenizer import Vocabulary
 
-# The recipe leaves the first ten steps out of its mean throughput.
-_WARM_STEPS = 10
 _EVAL_BATCHES_A_CHECK = 8
-
-
-@dataclass
-class Sums:
-    """What a run adds up; kept in checkpoints, so that a resumed run reports the same numbers."""
-
-    step: int = 0
-    evaluated_step: int = -1
-    initial_perplexity: float | None = None
-    best_eval_loss: float | None = None
-    best_step: int | None = None
-    loss_sum: float = 0.0
-    num_samples: int = 0
-    train_s: float = 0.0
-    fps_sum: float = 0.0
-    fps_steps: int = 0
-
-
-@dataclass
-class Window:
-    """The steps since the last report."""
-
-    steps: int = 0
-    loss_sum: float = 0.0
-    labels: int = 0
-    tokens: int = 0
-    samples: int = 0
-    step_s: float = 0.0
-    data_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimizer step, counted over all ranks."""
-
-    loss: float
-    grad_norm: float
-    labels: int
-    tokens: int
-    samples: int
 
 
 def run(config: RunConfig, directory: Path, device: Device, reporter: Reporter, wish: StopWish) -> None:
@@ -225,10 +184,11 @@ class Trainer:
         scale = device.place.world_size / max(1, labels)
         loss_sum = torch.zeros((), device=device.torch_device)
         for number, batch in enumerate(accumulated, 1):
-            with self._without_sync(number < len(accumulated)), device.autocast(config):
-                loss = self.module(batch.to(device))
-                loss_sum += loss.detach()
+            with self._without_sync(number < len(accumulated)):
+                with device.autocast(config):
+                    loss = self.module(batch.to(device))
                 self.scaler.scale(loss * scale).backward()
+            loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
         (total,) = device.sum([float(loss_sum)])
@@ -257,44 +217,23 @@ class Trainer:
         )
 
     def _count(self, step: Step, step_s: float, data_s: float) -> None:
-        self.sums.step += 1
         self.steps_here += 1
-        self.sums.loss_sum += step.loss
-        self.sums.num_samples += step.samples
-        self.sums.train_s += step_s
-        if self.steps_here > _WARM_STEPS:
-            self.sums.fps_sum += data.global_batch_size(self.config, self.device.place) / step_s
-            self.sums.fps_steps += 1
-        window = self.window
-        window.steps += 1
-        window.loss_sum += step.loss
-        window.labels += step.labels
-        window.tokens += step.tokens
-        window.samples += step.samples
-        window.step_s += step_s
-        window.data_s += data_s
+        rows = data.global_batch_size(self.config, self.device.place)
+        self.sums.add(step, step_s, rows if self.steps_here > WARM_STEPS else None)
+        self.window.add(step, step_s, data_s)
         self.reporter.stepped(self.sums.step)
 
     def _report_if_due(self, step: Step) -> None:
         due = self.sums.step % self.config.logging_steps == 0
         if not (due or self.sums.step in (1, self.total_steps)):
             return
-        window = self.window
-        self.reporter.metrics(
-            self.sums.step,
-            {
-                "loss": window.loss_sum / window.steps,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
-                "grad_norm": step.grad_norm,
-                "step_time": window.step_s / window.steps,
-                "data_time": window.data_s / window.steps,
-                "samples_per_second": window.samples / window.step_s,
-                "tokens_per_second": window.tokens / window.step_s,
-                "epoch": self.sums.step / self.steps_per_epoch,
-                "masked_rate": window.labels / max(1, window.tokens),
-                "memory_bytes": self.device.peak_memory_bytes(),
-            },
-        )
+        values = {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": step.grad_norm,
+            "epoch": self.sums.step / self.steps_per_epoch,
+            "memory_bytes": self.device.peak_memory_bytes(),
+        }
+        self.reporter.metrics(self.sums.step, self.window.values() | values)
         self.window = Window()
 
     def _evaluate_if_due(self) -> bool:
@@ -360,17 +299,12 @@ class Trainer:
         checkpoint.prune(parent, self.config.save_total_limit, spared)
 
     def _results(self) -> dict[str, Any]:
-        sums, place = self.sums, self.device.place
+        place = self.device.place
         return {
             "perplexity": self.perplexity,
-            "initial_perplexity": sums.initial_perplexity,
             "eval_loss": self.eval_loss,
-            "train_loss": sums.loss_sum / sums.step if sums.step else None,
-            "fps": sums.fps_sum / sums.fps_steps if sums.fps_steps else None,
-            "fps_wall": sums.num_samples / sums.train_s if sums.train_s else None,
-            "epochs": sums.step / self.steps_per_epoch,
-            "steps": sums.step,
-            "num_samples": sums.num_samples,
+            **self.sums.results(),
+            "epochs": self.sums.step / self.steps_per_epoch,
             "global_batch_size": data.global_batch_size(self.config, place),
             "world_size": place.world_size,
             "device_type": self.device.type,

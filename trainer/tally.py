@@ -1,0 +1,88 @@
+"""Owns what a run adds up over its steps. Kept in checkpoints, so that a resumed run reports the same numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+# The recipe leaves the first ten steps out of its mean throughput.
+WARM_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, counted over all ranks; padding is not counted."""
+
+    loss: float
+    grad_norm: float
+    labels: int
+    tokens: int
+    samples: int
+
+
+@dataclass
+class Sums:
+    """The whole run, over all its attempts."""
+
+    step: int = 0
+    evaluated_step: int = -1
+    initial_perplexity: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    loss_sum: float = 0.0
+    num_samples: int = 0
+    train_s: float = 0.0
+    fps_sum: float = 0.0
+    fps_steps: int = 0
+
+    def add(self, step: Step, step_s: float, rows: int | None) -> None:
+        """Counts a step; `rows` are those of all ranks, None while a process is still warming up."""
+        self.step += 1
+        self.loss_sum += step.loss
+        self.num_samples += step.samples
+        self.train_s += step_s
+        if rows is not None:
+            self.fps_sum += rows / step_s
+            self.fps_steps += 1
+
+    def results(self) -> dict[str, Any]:
+        """`fps` as the recipe defines it: the mean of rows per second over the warm steps. `fps_wall`: all in all."""
+        return {
+            "initial_perplexity": self.initial_perplexity,
+            "train_loss": self.loss_sum / self.step if self.step else None,
+            "fps": self.fps_sum / self.fps_steps if self.fps_steps else None,
+            "fps_wall": self.num_samples / self.train_s if self.train_s else None,
+            "steps": self.step,
+            "num_samples": self.num_samples,
+        }
+
+
+@dataclass
+class Window:
+    """The steps since the last report."""
+
+    steps: int = 0
+    loss_sum: float = 0.0
+    labels: int = 0
+    tokens: int = 0
+    samples: int = 0
+    step_s: float = 0.0
+    data_s: float = 0.0
+
+    def add(self, step: Step, step_s: float, data_s: float) -> None:
+        self.steps += 1
+        self.loss_sum += step.loss
+        self.labels += step.labels
+        self.tokens += step.tokens
+        self.samples += step.samples
+        self.step_s += step_s
+        self.data_s += data_s
+
+    def values(self) -> dict[str, float]:
+        """Means over the window, by the names they are reported under."""
+        return {
+            "loss": self.loss_sum / self.steps,
+            "step_time": self.step_s / self.steps,
+            "data_time": self.data_s / self.steps,
+            "samples_per_second": self.samples / self.step_s,
+            "tokens_per_second": self.tokens / self.step_s,
+            "masked_rate": self.labels / max(1, self.tokens),
+        }
