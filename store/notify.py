@@ -31,8 +31,9 @@ class Notifier:
     """Publishes, and gives up at once when Redis is away: truth is in the database, and everybody polls it as well."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = 0.25) -> None:
+        # driver_info: else every new connection looks the library's own version up, in milliseconds, to tell the server.
         self._client: redis.Redis = redis.Redis.from_url(
-            redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
+            redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, driver_info=None
         )
         self._silent_until = 0.0
 
