@@ -107,6 +107,11 @@ class Settings(BaseSettings):
     def jobs_dir(self) -> Path:
         return self.data_dir / "jobs"
 
+    @property
+    def token_cache_dir(self) -> Path:
+        """Tokenized corpora, by content: what one job has built every later one on this host maps."""
+        return self.data_dir / "cache" / "tokens"
+
     def run_dir(self, job_id: str, attempt_number: int) -> Path:
         """Where one attempt's files are; the ids come from us, never from a user."""
         return self.jobs_dir / job_id / f"a{attempt_number}"

@@ -48,6 +48,7 @@ def prepare(
         "resume_from_checkpoint": checkpoint,
         "cpu_threads": cpu_threads,
         "allow_network": settings.allow_network,
+        "cache_dir": str(settings.token_cache_dir),
     }
     try:
         config = RunConfig.model_validate(train.model_dump() | facts)
