@@ -92,6 +92,9 @@ class JobFeeds:
         wake = asyncio.Event()
         async with self._hub.listening(wake, channel_job(job_id)):
             cursor = Cursor(await self._reading(self._rev, job_id))
+            # What was committed between a follower's own look and this one would wait for the next change: let it look again.
+            for stream in list(feed.streams):
+                stream.put(Batch(cursor.rev, cursor.rev, b""))
             while True:
                 batch = await self._read(job_id, cursor)
                 if batch.data:

@@ -150,7 +150,7 @@ class Plane:
             step.end(child)
             return False
         if child.returncode != 0:
-            raise PlaneError(f"{self._log_tail('migrations')}\nthe control plane did not start")
+            raise PlaneError(f"{self._log_tail('migrations')}\nthe database is not ready, so nothing was started")
         return True
 
     def _wait_for_api(self, api: Part, url_file: Path) -> str | None:

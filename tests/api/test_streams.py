@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from api import streams
+from api.feeds import JobFeeds
 from store import attempts, events, hosts, logs, metrics, tokens
 from store.db import Database
 from store.metrics import Point
@@ -261,17 +262,40 @@ def test_a_reader_that_fails_ends_its_streams_and_the_next_ones_work(
         client.stream("GET", "/stream") as all_jobs,
         client.stream("GET", f"/jobs/{running.job_id}/stream", params={"after": after}) as one_job,
     ):
-        got = messages(all_jobs)
+        got, got_one = messages(all_jobs), messages(one_job)
         assert next(got).kind == "reset"
+        write(database, running, log=b"first\n")
+        assert [next(got_one).kind, next(got_one).kind, next(got).kind] == ["log", "job", "job"]
         monkeypatch.setattr("api.views.many", broken)
         write(database, running, log=b"line\n")
         assert list(got) == []
-        assert list(messages(one_job)) == []
+        assert list(got_one) == []
     monkeypatch.undo()
     close(database, running)
     assert read_until_end(client, running.job_id, after=after)[-1].kind == "end"
     with client.stream("GET", "/stream") as response:
         assert next(messages(response)).kind == "reset"
+
+
+def test_a_change_between_two_looks_does_not_wait_for_the_next_one(
+    client: httpx.Client, running: Attempt, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The follower has looked, the job's reader has not begun yet: what is committed then is still told."""
+    may_begin, begin = threading.Event(), JobFeeds._rev
+
+    def late(feeds: JobFeeds, job_id: str) -> int:
+        assert may_begin.wait(30)
+        return begin(feeds, job_id)
+
+    monkeypatch.setattr(JobFeeds, "_rev", late)
+    after = current(client, running)
+    write(database, running, log=b"first\n")
+    with client.stream("GET", f"/jobs/{running.job_id}/stream", params={"after": after}) as response:
+        got = messages(response)
+        assert [next(got).kind, next(got).kind] == ["log", "job"]
+        write(database, running, log=b"second\n")
+        may_begin.set()
+        assert next(got).kind == "log"
 
 
 def test_open_streams_end_at_once_when_the_server_stops(client: httpx.Client, server: Running, submit: Submit) -> None:
