@@ -1098,7 +1098,7 @@ export interface components {
             save_steps?: number;
             /**
              * Save Total Limit
-             * @description Checkpoints kept; older ones are deleted.
+             * @description Newest checkpoints kept, beside the best by eval_loss.
              */
             save_total_limit?: number;
             /**
