@@ -30,7 +30,8 @@ class Hints:
     def submitted(self, job_id: str) -> None:
         self._add(job_id, schedule=True)
 
-    def cancelled(self, job_id: str) -> None:
+    def asked(self, job_id: str) -> None:
+        """Its intent or its place in the queue has changed."""
         self._add(job_id, intent=True, schedule=True)
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 
 JobId = Annotated[str, typer.Argument(help="the job's id", metavar="JOB")]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB...")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the API's answer as it is")]
 
 
@@ -184,14 +185,27 @@ def events(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def cancel(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...")], as_json: AsJson = False) -> None:
+def cancel(job_ids: JobIds, as_json: AsJson = False) -> None:
     """Ask jobs to stop for good."""
-    http = _connect()
-    for job_id in job_ids:
-        job = client.request(http, "POST", f"/jobs/{spec.job_id(job_id)}/cancel")
-        _print_json(job) if as_json else print(
-            f"{job['id']}  {client.printable(job['status_reason'] or job['status'])}"
-        )
+    _ask("cancel", job_ids, as_json=as_json)
+
+
+@app.command()
+def pause(job_ids: JobIds, as_json: AsJson = False) -> None:
+    """Have jobs write a checkpoint and wait until they are resumed."""
+    _ask("pause", job_ids, as_json=as_json)
+
+
+@app.command()
+def resume(job_ids: JobIds, as_json: AsJson = False) -> None:
+    """Let paused jobs go on from their last checkpoint."""
+    _ask("resume", job_ids, as_json=as_json)
+
+
+@app.command()
+def retry(job_ids: JobIds, as_json: AsJson = False) -> None:
+    """Queue failed or cancelled jobs again, from their last checkpoint."""
+    _ask("retry", job_ids, as_json=as_json)
 
 
 @app.command()
@@ -230,6 +244,15 @@ def token() -> None:
 
 def _connect() -> httpx.Client:
     return client.connect(data_dir=client.data_dir())
+
+
+def _ask(verb: str, job_ids: list[str], *, as_json: bool) -> None:
+    http = _connect()
+    for job_id in job_ids:
+        job = client.request(http, "POST", f"/jobs/{spec.job_id(job_id)}/{verb}")
+        _print_json(job) if as_json else print(
+            f"{job['id']}  {client.printable(job['status_reason'] or job['status'])}"
+        )
 
 
 def _print_json(answer: Any) -> None:

@@ -101,7 +101,7 @@ def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, ta
         os.fsync(out.fileno())
     if not lengths:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise BadInput(f"{field}: {path} has no text to train on")
+        raise BadInput(f"{field}: {path} has no text in it")
     starts_N1 = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=starts_N1[1:])
     with (temporary / _STARTS).open("wb") as out:

@@ -1,18 +1,22 @@
-"""Jobs: submit, list, read, cancel, and what has happened to one."""
+"""Jobs: submit, list, read, cancel, pause, resume, retry, and what has happened to one."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from sqlalchemy.orm import Session
 
 from api import deps, schemas, specs, views
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import documented
+from api.plane import Plane
 from api.schemas import Line
-from store import attempts, checkpoints, events, hosts, jobs
+from store import attempts, checkpoints, events, hosts, jobs, models
 from store.states import JobStatus
+from store.tokens import Identity
 
 router = APIRouter(tags=["jobs"])
 
@@ -138,16 +142,31 @@ def get_job(
         return _json(views.one(session, row), status=200, headers={"ETag": tag, "Cache-Control": "private, no-cache"})
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202, responses=documented("not_found", "illegal_transition"))
+_ASK: Final[Any] = {"status_code": 202, "responses": documented("not_found", "illegal_transition")}
+
+
+@router.post("/jobs/{job_id}/cancel", **_ASK)
 def cancel_job(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Job:
     """Ask for its end: at once while it is queued; else its processes get time to stop. Again is no error."""
-    with plane.database.write() as session:
-        deps.visible_job(session, job_id, caller)
-        row = jobs.cancel(session, job_id)
-        session.flush()
-        answer = views.one(session, row)
-    plane.hints.cancelled(job_id)
-    return answer
+    return _ask(jobs.cancel, job_id, plane, caller)
+
+
+@router.post("/jobs/{job_id}/pause", **_ASK)
+def pause_job(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Job:
+    """Keep it from running until it is resumed; one that runs writes a checkpoint first. Again is no error."""
+    return _ask(jobs.pause, job_id, plane, caller)
+
+
+@router.post("/jobs/{job_id}/resume", **_ASK)
+def resume_job(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Job:
+    """Take a pause back: it goes on from its last checkpoint. Again is no error."""
+    return _ask(jobs.resume, job_id, plane, caller)
+
+
+@router.post("/jobs/{job_id}/retry", **_ASK)
+def retry_job(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas.Job:
+    """Queue one that failed or was cancelled again, from its last checkpoint. Again is no error."""
+    return _ask(jobs.retry, job_id, plane, caller)
 
 
 @router.get("/jobs/{job_id}/attempts", responses=documented("not_found"))
@@ -181,6 +200,16 @@ def list_checkpoints(job_id: JobId, plane: CurrentPlane, caller: Caller) -> sche
         return schemas.Checkpoints(
             data=[views.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)]
         )
+
+
+def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, caller: Identity) -> schemas.Job:
+    with plane.database.write() as session:
+        deps.visible_job(session, job_id, caller)
+        row = ask(session, job_id)
+        session.flush()
+        answer = views.one(session, row)
+    plane.hints.asked(job_id)
+    return answer
 
 
 def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:

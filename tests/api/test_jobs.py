@@ -274,6 +274,39 @@ def test_a_finished_job_cannot_be_cancelled(client: httpx.Client, running: Attem
     assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
 
 
+def test_pause_and_resume_of_a_queued_job(client: httpx.Client, submit: Submit) -> None:
+    job_id = submit()
+    for verb, status, intent in (("pause", "paused", "pause"), ("resume", "queued", "run")):
+        for _ in range(2):
+            answer = client.post(f"/jobs/{job_id}/{verb}")
+            assert (answer.status_code, answer.json()["status"], answer.json()["intent"]) == (202, status, intent)
+
+
+def test_a_running_job_is_paused_by_its_intent(client: httpx.Client, running: Attempt, database: Database) -> None:
+    answer = client.post(f"/jobs/{running.job_id}/pause")
+    assert (answer.status_code, answer.json()["status"], answer.json()["intent"]) == (202, "running", "pause")
+    assert answer.json()["status_reason"].startswith("pausing")
+    close(database, running, ExitReason.PAUSED)
+    assert client.get(f"/jobs/{running.job_id}").json()["status"] == "paused"
+    assert client.post(f"/jobs/{running.job_id}/resume").json()["status"] == "queued"
+
+
+def test_retry_is_for_what_failed_or_was_cancelled(client: httpx.Client, running: Attempt, database: Database) -> None:
+    close(database, running, ExitReason.USER_ERROR, message="rank 0 failed: ValueError: bad")
+    for _ in range(2):
+        answer = client.post(f"/jobs/{running.job_id}/retry")
+        assert (answer.status_code, answer.json()["status"], answer.json()["finished_at"]) == (202, "queued", None)
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "retry"])
+def test_a_job_that_succeeded_is_left_alone(
+    client: httpx.Client, running: Attempt, database: Database, verb: str
+) -> None:
+    close(database, running, ExitReason.COMPLETED)
+    answer = client.post(f"/jobs/{running.job_id}/{verb}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+
+
 def test_a_running_job_says_where_and_how_far(client: httpx.Client, running: Attempt, database: Database) -> None:
     with database.write() as session:
         job = attempts.renew(session, running.id, job_id=running.job_id)

@@ -6,7 +6,7 @@ import re
 from tests.cli.conftest import Longyard
 
 
-def test_submit_jobs_show_cancel(longyard: Longyard) -> None:
+def test_submit_jobs_show_pause_resume_cancel_retry(longyard: Longyard) -> None:
     done = longyard("submit", "--preset", "demo", "--name", "first", *longyard.files, "-s", "labels.team=nlp")
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.split()[0]
@@ -17,9 +17,10 @@ def test_submit_jobs_show_cancel(longyard: Longyard) -> None:
     assert re.search(r"^label team +nlp$", shown.stdout, re.MULTILINE)
     train = json.loads(longyard("show", job_id, "--json").stdout)["train"]
     assert train["train_file"] == str(longyard.inputs / "train.txt")
-    cancelled = longyard("cancel", job_id)
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert json.loads(longyard("show", job_id, "--json").stdout)["status"] == "cancelled"
+    for verb, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"), ("retry", "queued")):
+        asked = longyard(verb, job_id)
+        assert asked.returncode == 0, asked.stderr
+        assert json.loads(longyard("show", job_id, "--json").stdout)["status"] == status
     assert longyard("events", job_id).stdout.count("\n") >= 2
 
 
