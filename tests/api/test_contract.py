@@ -38,7 +38,8 @@ def test_the_document_is_complete(client: httpx.Client) -> None:
     }
     assert set(operations) == {
         "submit_job", "list_jobs", "get_job", "cancel_job", "list_attempts", "list_events", "list_checkpoints", "get_logs", "get_metrics",
-        "stream_job", "stream_all", "list_hosts", "list_presets", "get_schema", "create_login_code", "login", "logout", "get_health",
+        "pause_job", "resume_job", "retry_job", "stream_job", "stream_all",
+        "list_hosts", "list_presets", "get_schema", "create_login_code", "login", "logout", "get_health",
         "get_readiness",
     }  # fmt: skip
     for operation in operations.values():
