@@ -88,6 +88,33 @@ def test_a_job_is_seen_to_train_and_another_is_cancelled(page: Page, plane: Plan
     assert plane.job(first)["status"] == "running"
 
 
+def test_a_job_is_paused_resumed_cancelled_and_retried(page: Page, plane: Plane, eventually: Eventually) -> None:
+    job_id = plane.submit("handled", max_steps=100_000, save_steps=20)
+    page.goto(f"{plane.url}/ui/jobs/{job_id}")
+    status, reached = page.get_by_test_id("status").first, lambda: (plane.job(job_id)["progress"] or {}).get("step") or 0
+    eventually(lambda: reached() > 20)
+    page.get_by_test_id("pause").click()
+    expect(status).to_have_text("paused", ignore_case=True)
+    stood = reached()
+
+    page.get_by_test_id("resume").click()
+    expect(status).to_have_text("running", ignore_case=True)
+    eventually(lambda: reached() > stood)
+
+    page.get_by_test_id("cancel").click()
+    page.get_by_test_id("cancel-confirm").click()
+    expect(status).to_have_text("cancelled", ignore_case=True)
+
+    stood = reached()
+    page.get_by_test_id("retry").click()
+    expect(status).to_have_text("running", ignore_case=True)
+    eventually(lambda: reached() > stood)
+    expect(page.get_by_text("Attempt 3 started")).to_be_visible()  # the page follows again, without a reload
+    shot(page, "retried")
+    plane.post(f"/jobs/{job_id}/cancel")
+    expect(status).to_have_text("cancelled", ignore_case=True)
+
+
 def test_the_end_of_a_job_is_told_without_a_reload(page: Page, plane: Plane) -> None:
     job_id = plane.submit("ends", max_steps=40, do_eval=True)
     page.goto(f"{plane.url}/ui/jobs/{job_id}")

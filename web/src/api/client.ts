@@ -18,6 +18,7 @@ export type LogQuery = Pick<
   NonNullable<operations['get_logs']['parameters']['query']>,
   'rank' | 'attempt' | 'tail' | 'offset'
 >;
+export type Action = 'cancel' | 'pause' | 'resume' | 'retry';
 export type Credentials = { code: string } | { token: string };
 
 const MAX_POINTS = 2000;
@@ -29,7 +30,9 @@ export const listJobs = (query: JobsQuery): Promise<JobPage> => body(api.GET('/j
 
 export const getJob = (id: string): Promise<Job> => body(api.GET('/jobs/{job_id}', of(id)));
 
-export const cancelJob = (id: string): Promise<Job> => body(api.POST('/jobs/{job_id}/cancel', of(id)));
+/** Answers the job as it stands then; a state that does not allow the action is a 409. */
+export const actOnJob = (id: string, action: Action): Promise<Job> =>
+  body(api.POST(`/jobs/{job_id}/${action}`, of(id)));
 
 export const listAttempts = (id: string): Promise<{ data: Attempt[] }> =>
   body(api.GET('/jobs/{job_id}/attempts', of(id)));

@@ -3,9 +3,14 @@ import type { Job } from '../api/types';
 import { messages } from '../state/preferences';
 import { Icon } from './Icon';
 
+const STOPPING = new Map<Job['intent'], 'cancelling' | 'pausing'>([
+  ['cancel', 'cancelling'],
+  ['pause', 'pausing'],
+]);
+
 export function Status({ job, large = false }: { job: Pick<Job, 'status' | 'intent'>; large?: boolean }) {
   const t = messages.value;
-  const cancelling = job.status === 'running' && job.intent === 'cancel';
+  const stopping = job.status === 'running' ? STOPPING.get(job.intent) : undefined;
   return (
     <span
       class={`status status-${job.status} ${large ? 'status-large' : ''}`}
@@ -13,7 +18,7 @@ export function Status({ job, large = false }: { job: Pick<Job, 'status' | 'inte
       data-status={job.status}
     >
       <Icon name={job.status} />
-      <span>{cancelling ? t.cancelling : t[job.status]}</span>
+      <span>{stopping ? t[stopping] : t[job.status]}</span>
     </span>
   );
 }

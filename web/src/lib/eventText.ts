@@ -44,6 +44,9 @@ const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
     }),
     resuming: (data, t) => ({ title: t.event_resuming, detail: text(data['dir']) || null }),
     cancel_requested: (_, t) => ({ title: t.event_cancel_requested, detail: null }),
+    pause_requested: (_, t) => ({ title: t.event_pause_requested, detail: null }),
+    resume_requested: (_, t) => ({ title: t.event_resume_requested, detail: null }),
+    retry_requested: (_, t) => ({ title: t.event_retry_requested, detail: null }),
     preempt_requested: (data, t) => ({ title: t.event_preempt_requested, detail: text(data['why']) || null }),
     log_dropped: (data, t) => ({
       title: t.event_log_dropped(text(data['rank']), text(data['num_bytes'])),

@@ -39,6 +39,7 @@ export const en = {
   failed: 'Failed',
   cancelled: 'Cancelled',
   cancelling: 'Cancelling…',
+  pausing: 'Pausing…',
 
   // Jobs
   filter_all: 'All',
@@ -88,6 +89,13 @@ export const en = {
   cancel_confirm: 'Yes, cancel it',
   cancel_keep: 'Keep it running',
   cancel_failed: (why: string) => `It could not be cancelled: ${why}`,
+  actions: { pause: 'Pause', resume: 'Resume', retry: 'Retry' },
+  action_hints: {
+    pause: 'Save a checkpoint, free the cards and wait until it is resumed',
+    resume: 'Queue it again; it goes on from its newest checkpoint',
+    retry: 'Queue it again; it goes on from its newest checkpoint where there is one',
+  },
+  action_failed: (why: string) => `That was refused: ${why}`,
   failure_title: 'Why it failed',
   failing_rank: (rank: number) => `rank ${rank}`,
   failure_tail: (rank: number | null) =>
@@ -138,6 +146,9 @@ export const en = {
   event_checkpoint_corrupt: (step: string) => `The checkpoint at step ${step} is damaged and is passed over`,
   event_resuming: 'Goes on from a checkpoint',
   event_cancel_requested: 'Cancelling was asked for',
+  event_pause_requested: 'Pausing was asked for',
+  event_resume_requested: 'Resuming was asked for',
+  event_retry_requested: 'Trying again was asked for',
   event_preempt_requested: 'Asked to stop and go on later',
   event_log_dropped: (rank: string, bytes: string) => `${bytes} bytes of the log of rank ${rank} were let go`,
   exit_reasons: {

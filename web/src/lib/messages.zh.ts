@@ -35,6 +35,7 @@ export const zh: Messages = {
   failed: '已失败',
   cancelled: '已取消',
   cancelling: '正在取消…',
+  pausing: '正在暂停…',
 
   filter_all: '全部',
   filter_status: '按状态筛选',
@@ -82,6 +83,13 @@ export const zh: Messages = {
   cancel_confirm: '确认取消',
   cancel_keep: '继续运行',
   cancel_failed: (why) => `无法取消：${why}`,
+  actions: { pause: '暂停', resume: '继续', retry: '重试' },
+  action_hints: {
+    pause: '保存检查点，释放卡，等待继续',
+    resume: '重新排队，从最新的检查点继续',
+    retry: '重新排队；若有检查点，则从最新的检查点继续',
+  },
+  action_failed: (why) => `操作被拒绝：${why}`,
   failure_title: '失败原因',
   failing_rank: (rank) => `rank ${rank}`,
   failure_tail: (rank) => (rank === null ? '日志末尾' : `rank ${rank} 的日志末尾`),
@@ -130,6 +138,9 @@ export const zh: Messages = {
   event_checkpoint_corrupt: (step) => `第 ${step} 步的检查点已损坏，将跳过`,
   event_resuming: '从检查点继续',
   event_cancel_requested: '已请求取消',
+  event_pause_requested: '已请求暂停',
+  event_resume_requested: '已请求继续',
+  event_retry_requested: '已请求重试',
   event_preempt_requested: '已请求停止，稍后继续',
   event_log_dropped: (rank, bytes) => `rank ${rank} 的日志有 ${bytes} 字节未保留`,
   exit_reasons: {

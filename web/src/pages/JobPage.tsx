@@ -1,10 +1,11 @@
 // One job, verdict first: how it stands, what came of it, its curves, its log, its history.
 import { useEffect, useMemo } from 'preact/hooks';
+import type { Action } from '../api/client';
 import type { Job } from '../api/types';
 import { formatPercent, formatRanges } from '../lib/format';
 import { isTerminal } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
-import { Cancel } from '../components/Cancel';
+import { Actions } from '../components/Actions';
 import { Chart } from '../components/Chart';
 import { Icon } from '../components/Icon';
 import { LogPanel } from '../components/LogPanel';
@@ -44,7 +45,7 @@ export function JobPage({ id }: { id: string }) {
 function Loaded({ view, job }: { view: JobView; job: Job }) {
   return (
     <div class="stack">
-      <Head job={job} cancel={view.cancel} />
+      <Head job={job} act={view.act} />
       {job.status === 'failed' && <Failure job={job} />}
       {job.result && <Results result={job.result} />}
       <Charts view={view} job={job} />
@@ -57,7 +58,7 @@ function Loaded({ view, job }: { view: JobView; job: Job }) {
   );
 }
 
-function Head({ job, cancel }: { job: Job; cancel: () => Promise<void> }) {
+function Head({ job, act }: { job: Job; act: (action: Action) => Promise<void> }) {
   return (
     <section class="card head">
       <div class="head-top">
@@ -70,7 +71,7 @@ function Head({ job, cancel }: { job: Job; cancel: () => Promise<void> }) {
             </p>
           </div>
         </div>
-        <Cancel job={job} cancel={cancel} />
+        <Actions job={job} act={act} />
       </div>
       {(job.progress || !isTerminal(job.status)) && (
         <div class="head-progress">

@@ -1,8 +1,17 @@
 // One job's page: its snapshot, then everything that the job's stream adds.
 import { computed, signal, type ReadonlySignal, type Signal } from '@preact/signals';
-import { cancelJob, getJob, getMetrics, jobStreamUrl, listAttempts, listEvents } from '../api/client';
+import {
+  actOnJob,
+  getJob,
+  getMetrics,
+  jobStreamUrl,
+  listAttempts,
+  listEvents,
+  type Action,
+} from '../api/client';
 import { follow } from '../api/follow';
 import type { Attempt, EventPage, Job, JobEvent, LogMessage, MetricsMessage } from '../api/types';
+import { isTerminal } from '../lib/jobList';
 import { addPoints, emptySeries, lastStepOf, type Series } from '../lib/series';
 import { openLog, type LogView } from './log';
 import { failure, type Loading } from './loading';
@@ -25,7 +34,7 @@ export interface JobView {
   series: Record<Charted, Signal<Series>>;
   lastStep: ReadonlySignal<number>;
   log: LogView;
-  cancel: () => Promise<void>;
+  act: (action: Action) => Promise<void>;
   reload: () => void;
   close: () => void;
 }
@@ -83,7 +92,12 @@ export function openJob(id: string): JobView {
         }),
         log: moved((message: LogMessage) => log.take(message)),
         event: moved((event: JobEvent) => takeEvents([event])),
-        end: () => stream?.end(),
+        end: () => {
+          stream?.end();
+          stream = null;
+          // It was queued again while the word of its end was on its way.
+          if (job.value && !isTerminal(job.value.status)) begin();
+        },
       },
     });
   };
@@ -94,6 +108,13 @@ export function openJob(id: string): JobView {
       take(data);
       if (eventId) cursor = eventId;
     };
+
+  /** The stream of a job that had ended is over: one that is queued again opens another, from where that stood. */
+  const act = async (action: Action): Promise<void> => {
+    const next = await actOnJob(id, action);
+    takeJob(next);
+    if (!closed && stream === null && !isTerminal(next.status)) begin();
+  };
 
   const load = async (): Promise<void> => {
     try {
@@ -119,7 +140,7 @@ export function openJob(id: string): JobView {
     series,
     lastStep: computed(() => Math.max(0, ...CHARTED.map((name) => lastStepOf(series[name].value)))),
     log,
-    cancel: async () => takeJob(await cancelJob(id)),
+    act,
     reload: () => void load(),
     close: () => {
       closed = true;
