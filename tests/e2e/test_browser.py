@@ -91,7 +91,10 @@ def test_a_job_is_seen_to_train_and_another_is_cancelled(page: Page, plane: Plan
 def test_a_job_is_paused_resumed_cancelled_and_retried(page: Page, plane: Plane, eventually: Eventually) -> None:
     job_id = plane.submit("handled", max_steps=100_000, save_steps=20)
     page.goto(f"{plane.url}/ui/jobs/{job_id}")
-    status, reached = page.get_by_test_id("status").first, lambda: (plane.job(job_id)["progress"] or {}).get("step") or 0
+    status, reached = (
+        page.get_by_test_id("status").first,
+        lambda: (plane.job(job_id)["progress"] or {}).get("step") or 0,
+    )
     eventually(lambda: reached() > 20)
     page.get_by_test_id("pause").click()
     expect(status).to_have_text("paused", ignore_case=True)

@@ -29,10 +29,14 @@ const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
       detail: null,
     }),
     attempt_started: (data, t) => ({ title: t.event_attempt_started(text(data['attempt'])), detail: null }),
-    attempt_closed: (data, t) => ({
-      title: t.event_attempt_closed(text(data['attempt']), reasonText(text(data['exit_reason']), t)),
-      detail: text(data['message']) || null,
-    }),
+    attempt_closed: (data, t) => {
+      const reason = reasonText(text(data['exit_reason']), t);
+      const message = text(data['message']);
+      return {
+        title: t.event_attempt_closed(text(data['attempt']), reason),
+        detail: message === reason ? null : message || null,
+      };
+    },
     status: (data, t) => ({
       title: statusWord(text(data['status']), t),
       detail: data['reason'] === data['status'] ? null : text(data['reason']) || null,
