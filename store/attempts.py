@@ -102,13 +102,15 @@ def close(
     failing_rank: int | None = None,
     result: dict[str, Any] | None = None,
     devices_clean: bool,
+    retry_s: float = states.FIRST_DELAY_S,
 ) -> Closing:
     """End an attempt and, by the closing table, say what becomes of its job; frees the devices where no process is left on them.
 
-    `devices_clean` is False where nobody has looked: the devices stay unverified until their host has. Raises LeaseLost.
+    `devices_clean` is False where nobody has looked: the devices stay unverified until their host has. `retry_s` is the wait before
+    a first retry. Raises LeaseLost.
     """
     job, attempt = _hold(session, attempt_id, job_id=job_id)
-    closing = states.close(reason, intent=job.intent, strikes=job.strikes)
+    closing = states.close(reason, intent=job.intent, strikes=job.strikes, retry_s=retry_s)
     _move(attempt, ATTEMPT_STATUS_OF[reason])
     attempt.exit_reason, attempt.message, attempt.failing_rank, attempt.finished_at = (
         reason,

@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=60.0, gt=0)
     stop_grace_s: float = Field(default=30.0, gt=0, description="SIGTERM to SIGKILL when a stop was asked for")
     sibling_grace_s: float = Field(default=5.0, gt=0, description="what is left to the others once a rank has died")
+    quarantine_s: float = Field(default=30.0, gt=0, description="first SIGKILL to giving up its devices")
+    retry_s: float = Field(default=10.0, gt=0, description="the wait before a retry; each further one is twice as long")
     host_loop_s: float = Field(default=5.0, gt=0)
     shutdown_grace_s: float = Field(default=5.0, gt=0, description="what open streams get when the API stops")
     max_log_bytes: int = Field(default=1 << 30, gt=0, description="kept of one attempt's logs")

@@ -121,7 +121,8 @@ TRIES: Final[Mapping[ExitReason, int]] = {
 """How many tries without progress a job has when an attempt ends for this reason. Absent: none."""
 
 FIRST_DELAY_S: Final = 10.0
-MAX_DELAY_S: Final = 360.0
+MAX_DELAY_SHARE: Final = 36
+"""The longest wait, in first waits: six minutes by default."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,11 @@ class Closing:
     delay_s: float = 0.0
 
 
-def close(reason: ExitReason, *, intent: Intent, strikes: int) -> Closing:
-    """The closing table; the first matching line wins. `strikes` counts tries without progress before this one."""
+def close(reason: ExitReason, *, intent: Intent, strikes: int, retry_s: float = FIRST_DELAY_S) -> Closing:
+    """The closing table; the first matching line wins. `strikes` counts tries without progress before this one.
+
+    `retry_s` is the wait before a first retry; each further one is twice as long.
+    """
     if reason is ExitReason.COMPLETED:
         return Closing(JobStatus.SUCCEEDED, strikes)
     if intent is Intent.CANCEL:
@@ -150,4 +154,4 @@ def close(reason: ExitReason, *, intent: Intent, strikes: int) -> Closing:
     strikes += 1
     if strikes >= tries:
         return Closing(JobStatus.FAILED, strikes)
-    return Closing(JobStatus.QUEUED, strikes, delay_s=min(FIRST_DELAY_S * 2 ** (strikes - 1), MAX_DELAY_S))
+    return Closing(JobStatus.QUEUED, strikes, delay_s=retry_s * min(2 ** (strikes - 1), MAX_DELAY_SHARE))

@@ -75,12 +75,21 @@ class Ledger:
     """
 
     def __init__(
-        self, database: Database, *, attempt_id: str, job_id: str, run_dir: Path, num_ranks: int, max_log_bytes: int
+        self,
+        database: Database,
+        *,
+        attempt_id: str,
+        job_id: str,
+        run_dir: Path,
+        num_ranks: int,
+        max_log_bytes: int,
+        retry_s: float,
     ) -> None:
         self._database, self._run_dir = database, run_dir
         self._attempt_id, self._job_id, self._num_ranks = attempt_id, job_id, num_ranks
         self._tail_bytes = min(KEPT_TAIL_BYTES, max_log_bytes // (2 * num_ranks))
         self._head_bytes = max_log_bytes - num_ranks * self._tail_bytes
+        self._retry_s = retry_s
         self._offsets: Offsets | None = None
         self._names: set[str] = set()
         self._told: set[str] = set()
@@ -129,6 +138,7 @@ class Ledger:
                 failing_rank=verdict.failing_rank,
                 result=verdict.result,
                 devices_clean=devices_clean,
+                retry_s=self._retry_s,
             )
             if is_stuck:
                 hosts.quarantine(session, self._attempt_id)

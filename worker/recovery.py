@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import Final
 
 from sqlalchemy.orm import Session
 
@@ -22,8 +21,6 @@ from worker import cause, processes, runlock
 from worker.cause import Verdict
 from worker.ledger import Ledger
 from worker.runlock import RunLock
-
-QUARANTINE_S: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +57,7 @@ class Recovery:
             return not self._kill_supervisor
         waited_s = processes.boottime() - self._since
         strays = processes.of_attempt(self._attempt.id)
-        if strays and waited_s < QUARANTINE_S:
+        if strays and waited_s < self._settings.quarantine_s:
             # Ranks got SIGTERM when their supervisor died: they are saving.
             if self._is_closed or self._kill_supervisor or waited_s >= self._settings.sibling_grace_s:
                 processes.send(strays, signal.SIGKILL)
@@ -103,6 +100,7 @@ class Recovery:
                 run_dir=self._run_dir,
                 num_ranks=len(attempt.devices),
                 max_log_bytes=self._settings.max_log_bytes,
+                retry_s=self._settings.retry_s,
             )
             ledger.look_at_intent()
             ledger.close(self._verdict(ledger.intent), devices_clean=not is_stuck, is_stuck=is_stuck)

@@ -35,7 +35,6 @@ from worker.watch import Watch
 
 RETRY_S: Final = 0.5
 PATIENCE_S: Final = 0.2
-QUARANTINE_S: Final = 30.0
 FENCE_TERM: Final = 35 / 60
 FENCE_KILL: Final = 45 / 60
 """Shares of the lease without a renewal after which the ranks get SIGTERM and SIGKILL; all is over well before it ends."""
@@ -83,6 +82,7 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
         run_dir=run_dir,
         num_ranks=len(attempt.devices),
         max_log_bytes=settings.max_log_bytes,
+        retry_s=settings.retry_s,
     )
     job = _patiently(lambda: ledger.begin(boot_id=processes.boot_id()), settings)
     notifier.publish_job(job.id)
@@ -187,7 +187,7 @@ class Supervisor:
             now = processes.boottime()
             self._consider_stop(now)
             if not self._ranks.running or self._scribe.is_lost or now >= self._kill_from():
-                return ranks.end_all(self._ranks, within_s=QUARANTINE_S)
+                return ranks.end_all(self._ranks, within_s=self._settings.quarantine_s)
             self._wake.wait(self._next_deadline() - now)
 
     def _consider_stop(self, now: float) -> None:

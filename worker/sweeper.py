@@ -118,6 +118,7 @@ class Sweeper:
                     reason=ExitReason.LEASE_EXPIRED,
                     message=f"nobody on {host} has renewed its lease for {self._settings.lease_s:.0f} s",
                     devices_clean=False,
+                    retry_s=self._settings.retry_s,
                 )
         except LeaseLost:
             return False

@@ -58,4 +58,5 @@ def test_a_reason_has_exactly_its_tries(reason: ExitReason, tries: int) -> None:
 def test_the_delay_doubles_up_to_six_minutes() -> None:
     delays = [close(ExitReason.INFRA, intent=Intent.RUN, strikes=strikes).delay_s for strikes in range(4)]
     assert delays == [10.0, 20.0, 40.0, 80.0]
+    assert close(ExitReason.INFRA, intent=Intent.RUN, strikes=1, retry_s=0.5).delay_s == 1.0
     assert max(delays) <= 360.0

@@ -65,7 +65,13 @@ def _ledger(plane: Plane, database: Database, attempt: Attempt) -> Ledger:
     run_dir = plane.run_dir(attempt.job_id)
     run_dir.mkdir(parents=True, exist_ok=True)
     return Ledger(
-        database, attempt_id=attempt.id, job_id=attempt.job_id, run_dir=run_dir, num_ranks=2, max_log_bytes=1 << 20
+        database,
+        attempt_id=attempt.id,
+        job_id=attempt.job_id,
+        run_dir=run_dir,
+        num_ranks=2,
+        max_log_bytes=1 << 20,
+        retry_s=10.0,
     )
 
 
