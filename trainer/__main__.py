@@ -10,23 +10,26 @@ import sys
 import traceback
 from pathlib import Path
 
-from trainer import stop
+from trainer import place, stacks, stop
+from trainer.startup import StartUp
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one rank and returns its exit code."""
+    startup = StartUp()
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains a Longformer: one rank.")
     parser.add_argument("--config", type=Path, required=True, help="config.json; its directory takes the output")
     path: Path = parser.parse_args(argv).config
     wish = stop.listen()
     try:
-        return _train(path, wish)
+        stacks.listen(path.parent, place.here().rank)
+        return _train(path, wish, startup)
     # The process's edge: whatever it was, tokenizers' panics past Exception included, is told by file and exit code.
     except BaseException as error:  # noqa: BLE001
         return _tell(error, path.parent, step=None)
 
 
-def _train(path: Path, wish: stop.StopWish) -> int:
+def _train(path: Path, wish: stop.StopWish, startup: StartUp) -> int:
     from trainer.config import RunConfig
 
     config = RunConfig.model_validate_json(path.read_bytes())
@@ -35,9 +38,12 @@ def _train(path: Path, wish: stop.StopWish) -> int:
     from trainer import device, loop
     from trainer.report import Reporter
 
-    with Reporter(path.parent, device.place()) as reporter:
+    here = place.here()
+    startup.passed("imports")
+    with Reporter(path.parent, here, startup) as reporter:
         try:
-            rank = device.join(config)
+            rank = device.join(config, here)
+            reporter.passed("join")
             loop.run(config, path.parent, rank, reporter, wish)
             rank.leave()
         except BaseException as error:  # noqa: BLE001
@@ -47,12 +53,6 @@ def _train(path: Path, wish: stop.StopWish) -> int:
 
 def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
     from trainer.errors import Stopped, TrainerError, classify
-
-    if isinstance(error, ImportError):
-        # torch itself may be what is missing, and the rank is only known through it: the log has to do.
-        traceback.print_exception(error)
-        return 1
-    from trainer.device import place
     from trainer.report import write_error
 
     _, code = classify(error)
@@ -62,9 +62,9 @@ def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
         traceback.print_exception(error)
     if not isinstance(error, Stopped):
         try:
-            write_error(directory, place().rank, error, step=step)
+            write_error(directory, place.here().rank, error, step=step)
         except OSError as problem:
-            sys.stderr.write(f"r{place().rank}.error.json could not be written: {problem}\n")
+            sys.stderr.write(f"r{place.here().rank}.error.json could not be written: {problem}\n")
     return code
 
 

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 from trainer import stop
 from trainer.config import RunConfig
 from trainer.corpus import Sequences
-from trainer.device import Device, Place
+from trainer.device import Device
 from trainer.masking import mask
+from trainer.place import Place
 from trainer.tokenizer import Vocabulary
 
 IntArray = npt.NDArray[np.int64]

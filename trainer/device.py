@@ -1,7 +1,6 @@
-"""Owns what differs between npu, cuda and cpu, and torch.distributed's environment. The rest is device-blind."""
+"""Owns what differs between npu, cuda and cpu. The rest is device-blind."""
 
 import importlib
-import os
 import random
 import resource
 from collections.abc import Iterable
@@ -16,29 +15,11 @@ import torch.distributed as dist
 
 from trainer.config import RunConfig
 from trainer.errors import BadInput
+from trainer.place import Place
 
 _BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 # Ranks of one job reach a collective within the longest save or evaluation of rank 0.
 _COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this rank stands among the ranks of its job."""
-
-    rank: int
-    local_rank: int
-    world_size: int
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-
-def place() -> Place:
-    """This rank's place by RANK, LOCAL_RANK and WORLD_SIZE, as torchrun, mpirun launchers and ours set them."""
-    rank = int(os.environ.get("RANK", "0"))
-    return Place(rank, int(os.environ.get("LOCAL_RANK", str(rank))), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True)
@@ -108,12 +89,11 @@ class Device:
             dist.destroy_process_group()
 
 
-def join(config: RunConfig) -> Device:
+def join(config: RunConfig, here: Place) -> Device:
     """Takes this rank's device and meets the other ranks.
 
     Raises BadInput when the device is not there.
     """
-    here = place()
     if config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     device = _take(config.device_type, here)

@@ -43,9 +43,11 @@ def run(config: RunConfig, directory: Path, device: Device, reporter: Reporter, 
     if config.do_eval:
         assert config.validation_file is not None
         eval_set = _read(config.validation_file, "validation_file", config, vocabulary, directory, reporter)
+    reporter.passed("data")
     trainer = Trainer(config, directory, device, reporter, wish, vocabulary, train_set, eval_set)
     if config.resume_from_checkpoint is not None:
         trainer.resume()
+    reporter.passed("model")
     wish.defer()
     trainer.train()
     trainer.save_output()
@@ -125,7 +127,8 @@ class Trainer:
     def train(self) -> None:
         """Every step from here to the last, with its evaluations, reports and checkpoints."""
         self.reporter.plan(self.total_steps, step=self.sums.step)
-        self._evaluate_if_due()
+        if self._evaluate_if_due():
+            self.reporter.passed("evaluate")
         self.reporter.phase("train")
         steps = range(self.sums.step, self.total_steps)
         batches = data.train_batches(self.train_set, self.vocabulary, self.config, self.device, steps=steps)

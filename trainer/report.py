@@ -15,8 +15,9 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from trainer.device import Place
 from trainer.errors import classify
+from trainer.place import Place
+from trainer.startup import StartUp
 
 # A write of one constant size is never seen half done by a reader on the same host.
 _PROGRESS_BYTES = 256
@@ -25,8 +26,9 @@ _PROGRESS_BYTES = 256
 class Reporter:
     """One rank's open report files. Only rank 0 writes metrics.jsonl and prints progress."""
 
-    def __init__(self, directory: Path, place: Place) -> None:
+    def __init__(self, directory: Path, place: Place, startup: StartUp | None = None) -> None:
         self._place = place
+        self._startup = startup
         self._phase = "load"
         self._step = 0
         self._total_steps: int | None = None
@@ -73,6 +75,14 @@ class Reporter:
             self._bar.update(step - self._step)
         self._step = step
         self._write_progress()
+        if self._startup is not None:
+            self._tell_startup(self._startup)
+            self._startup = None
+
+    def passed(self, part: str) -> None:
+        """Counts what has been done since the last call as that part of the way to the first step."""
+        if self._startup is not None:
+            self._startup.passed(part)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Appends one report. NaN and infinities are written as "nan", "inf" and "-inf": JSON has none."""
@@ -94,6 +104,13 @@ class Reporter:
         if self._place.is_first:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+
+    def _tell_startup(self, startup: StartUp) -> None:
+        startup.passed("first_step")
+        parts = startup.parts()
+        self._append({"kind": "startup", "step": self._step, "parts": parts})
+        words = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
+        self.say(f"first step after {sum(parts.values()):.2f} s: {words}")
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:

@@ -18,8 +18,9 @@ from tests.trainer.conftest import Inputs
 from trainer import corpus, data, masking, tokenizer
 from trainer.config import RunConfig
 from trainer.data import Batch, Rows
-from trainer.device import Device, Place
+from trainer.device import Device
 from trainer.errors import BadInput
+from trainer.place import Place
 from trainer.tokenizer import Vocabulary
 
 Spec = Callable[..., dict[str, Any]]

@@ -11,7 +11,8 @@ from tests.trainer.conftest import Inputs
 from trainer import corpus, data, model, tokenizer
 from trainer.config import RunConfig
 from trainer.data import EVALUATION_EPOCH, Batch
-from trainer.device import Device, Place
+from trainer.device import Device
+from trainer.place import Place
 from trainer.tokenizer import Vocabulary
 
 Spec = Callable[..., dict[str, Any]]
