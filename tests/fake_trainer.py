@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.faults import witness
+
 RANK = int(os.environ.get("RANK", "0"))
 
 
@@ -76,24 +78,49 @@ class Run:
             self.metrics(step, {name: float(step)})
             print(f"step {step}", flush=True)
 
+    def train(self, steps: int, step_s: float = 0.01, save_every: int = 10, hold_at: int = -1, gate: str = "") -> None:
+        """Steps like a real run's, from the checkpoint in the config on: see tests/faults/witness.py. Waits at one for a file."""
+        lesson = witness.resume(self.config)
+        self.step, saved = lesson.step, lesson.step
+        self.phase("train", total_steps=steps)
+        while lesson.step < steps and not self.stop_asked:
+            if lesson.step == hold_at and not Path(gate).exists():
+                time.sleep(0.005)
+                continue
+            time.sleep(step_s)
+            values = lesson.learn()
+            self.metrics(lesson.step, values)
+            print(f"step {lesson.step} loss {values['loss']!r}", flush=True)
+            if lesson.step % save_every == 0:
+                saved = self._save(lesson)
+        if self.stop_asked:
+            if saved < lesson.step:
+                self._save(lesson)
+            raise Stopped
+
+    def _save(self, lesson: witness.Lesson) -> int:
+        if RANK == 0:
+            self.checkpoint(lesson.step, state=witness.state_of(lesson))
+        return lesson.step
+
     def phase(self, name: str, total_steps: int | None = None) -> None:
         self.total_steps = total_steps
         self._tell(
             kind="phase", phase=name, step=self.step, **({} if total_steps is None else {"total_steps": total_steps})
         )
 
-    def checkpoint(self, step: int, broken: bool = False) -> None:
+    def checkpoint(self, step: int, broken: bool = False, state: dict[str, Any] | None = None) -> None:
         import hashlib
 
         directory = self.dir / "checkpoints" / f"step-{step}"
         directory.mkdir(parents=True, exist_ok=True)
-        state = json.dumps({"step": step}).encode()
-        (directory / "state.json").write_bytes(state)
-        described = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+        written = json.dumps(state or {"step": step}).encode()
+        (directory / "state.json").write_bytes(written)
+        described = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
         manifest = json.dumps({"format": 1, "step": step, "files": {"state.json": described}}).encode()
         (directory / "manifest.json").write_bytes(manifest)
         if broken:
-            (directory / "state.json").write_bytes(state[:-1] + b"?")
+            (directory / "state.json").write_bytes(written[:-1] + b"?")
         self._tell(
             kind="checkpoint", step=step, dir=str(directory), manifest_sha256=hashlib.sha256(manifest).hexdigest()
         )
@@ -188,6 +215,7 @@ class Run:
 
 def main() -> int:
     run = Run(Path(sys.argv[sys.argv.index("--config") + 1]))
+    witness.take(run.dir, RANK)
     try:
         for operation in run.program():
             run.do(operation)
