@@ -1,4 +1,7 @@
-"""What routes are given: the plane, who is asking, and the job that a path names."""
+"""What routes are given: the plane, who is asking, and the job that a path names.
+
+They wait for nothing, so they are coroutines: a plain function would be sent to a thread and back, each of them.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ from store.tokens import Identity
 _ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-def plane(request: Request) -> Plane:
+async def plane(request: Request) -> Plane:
     return request.app.state.plane
 
 
-def identity(request: Request) -> Identity:
+async def identity(request: Request) -> Identity:
     """The guard has put it there; a route that is open to anyone must not ask."""
     return request.state.identity
 
 
-def job_id(job_id: Annotated[str, Path(description="A job's id.")]) -> str:
+async def job_id(job_id: Annotated[str, Path(description="A job's id.")]) -> str:
     """What no job was ever named is answered like a job that is not there, before the database sees it."""
     if not _ID.fullmatch(job_id):
         raise Problem("not_found", "No such job.")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from api.auth import Identities
 from api.feeds import JobFeeds, PlaneFeed
 from api.hints import Hints
+from api.hosts import KnownHosts
 from api.hub import Hub
 from api.reading import Reading
 from api.streams import Streams
@@ -22,6 +23,7 @@ class Plane:
     settings: Settings
     database: Database
     identities: Identities
+    known_hosts: KnownHosts
     hints: Hints
     writer: Writer
     hub: Hub
@@ -41,6 +43,7 @@ def assemble(settings: Settings) -> Plane:
         settings=settings,
         database=database,
         identities=Identities(database),
+        known_hosts=KnownHosts(database),
         hints=hints,
         writer=Writer(database, hints),
         hub=hub,

@@ -25,8 +25,11 @@ from trainer.config import TrainConfig
 TEXT_FIELDS: Final = ("train_file", "validation_file")
 
 
-def resolve(spec: schemas.JobSpec) -> NewJob:
-    """The whole spec, nothing left to default. Raises Problem where the preset is unknown or the fields contradict each other."""
+def resolve(spec: schemas.JobSpec) -> tuple[NewJob, TrainConfig]:
+    """The whole spec, nothing left to default; its `train` as it is stored, and as it was validated.
+
+    Raises Problem where the preset is unknown or the fields contradict each other.
+    """
     preset = presets.PRESETS.get(spec.preset)
     if preset is None:
         raise errors.blame("invalid_spec", [_unknown_preset(spec.preset)])
@@ -36,7 +39,7 @@ def resolve(spec: schemas.JobSpec) -> NewJob:
         raise errors.blame(
             "invalid_spec", fields.of_train(error.errors(include_url=False, include_input=False))
         ) from None
-    return NewJob(
+    new = NewJob(
         name=spec.name or preset.name,
         preset=preset.name,
         train=train.model_dump(mode="json"),
@@ -46,6 +49,7 @@ def resolve(spec: schemas.JobSpec) -> NewJob:
         labels=spec.labels,
         time_limit_s=spec.time_limit_s,
     )
+    return new, train
 
 
 def digest(spec: schemas.JobSpec) -> str:
@@ -54,9 +58,8 @@ def digest(spec: schemas.JobSpec) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check(spec: NewJob, *, known_hosts: Sequence[HostView], settings: Settings) -> None:
+def check(spec: NewJob, train: TrainConfig, *, known_hosts: Sequence[HostView], settings: Settings) -> None:
     """Raises Problem with every field that says what cannot be."""
-    train = TrainConfig.model_validate(spec.train)
     found = [*_check_devices(spec, known_hosts), *_check_precision(spec, train), *_check_inputs(train, settings)]
     if found:
         raise errors.blame("invalid_spec", found)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event, inspect, make_url, text
+from sqlalchemy import DateTime, Dialect, Engine, MetaData, create_engine, event, insert, inspect, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -49,6 +49,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def insert_together(session: Session, rows: Sequence[Base]) -> None:
+    """Rows of one table in one statement, without a unit of work: for the paths where a millisecond counts. They join no session."""
+    if rows:
+        table = type(rows[0]).__table__
+        values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
+        session.connection().execute(insert(type(rows[0])), values)
 
 
 def now() -> datetime:

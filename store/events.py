@@ -14,10 +14,15 @@ from store.models import Event, Job
 
 def append(session: Session, job: Job, *, kind: str, **data: Any) -> Event:
     """Add the next fact; `job` comes from `jobs.touch` in the same transaction, so its row is locked and `seq` stays dense."""
-    job.num_events += 1
-    event = Event(job_id=job.id, seq=job.num_events, rev=job.rev, kind=kind, data=data, at=now())
+    event = following(job, kind=kind, **data)
     session.add(event)
     return event
+
+
+def following(job: Job, *, kind: str, **data: Any) -> Event:
+    """The next fact, counted on the job and in no session yet: for who stores it together with others."""
+    job.num_events += 1
+    return Event(job_id=job.id, seq=job.num_events, rev=job.rev, kind=kind, data=data, at=now())
 
 
 def page(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:

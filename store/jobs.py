@@ -11,7 +11,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from store import events, ids
-from store.db import now
+from store.db import insert_together, now
 from store.errors import IdempotencyConflict, IllegalTransition, LongyardError, NotFound, TooManyJobs
 from store.models import IdempotencyKey, Job
 from store.states import JOB_TRANSITIONS, TERMINAL_JOB, Intent, JobStatus
@@ -86,12 +86,10 @@ def submit_together(session: Session, submissions: Sequence[Submission]) -> list
             outcomes.append((job, False))
             if one.idempotency_key is not None:
                 known[one.owner, one.idempotency_key] = _key(one, one.idempotency_key, job)
-    session.add_all(fresh.values())
-    session.flush()
-    for job in fresh.values():
-        events.append(session, job, kind="submitted", owner=job.owner)
-    session.add_all(key for key in known.values() if key.job_id in fresh)
-    session.flush()
+    facts = [events.following(job, kind="submitted", owner=job.owner) for job in fresh.values()]
+    insert_together(session, list(fresh.values()))
+    insert_together(session, facts)
+    insert_together(session, [key for key in known.values() if key.job_id in fresh])
     return outcomes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,10 +11,12 @@ from sqlalchemy.orm import Session
 
 from api import deps, schemas, specs, views
 from api.deps import Caller, CurrentPlane, JobId
-from api.errors import documented
+from api.errors import Problem, documented
 from api.plane import Plane
 from api.schemas import Line
-from store import attempts, checkpoints, events, hosts, jobs, models
+from store import attempts, checkpoints, events, jobs, models
+from store.hosts import HostView
+from store.jobs import NewJob
 from store.states import JobStatus
 from store.tokens import Identity
 
@@ -91,14 +93,13 @@ def submit_job(
     """Queue a training job: a preset and what differs from it."""
     if query.dry_run:
         return _json(_rehearse(spec, plane), status=200)
-    digest = specs.digest(spec)
-    # Asked before the spec is checked: what made a job once gives it again, though its files may be gone by now.
-    if idempotency_key is not None and (earlier := _earlier(plane, caller, idempotency_key, digest)) is not None:
-        return _json(earlier, status=200, replay=True)
-    new = specs.resolve(spec)
-    with plane.database.read() as session:
-        known_hosts = hosts.all_hosts(session)
-    specs.check(new, known_hosts=known_hosts, settings=plane.settings)
+    digest = ""
+    if idempotency_key is not None:
+        digest = specs.digest(spec)
+        # Asked before the spec is checked: what made a job once gives it again, though its files may be gone by now.
+        if (earlier := _earlier(plane, caller, idempotency_key, digest)) is not None:
+            return _json(earlier, status=200, replay=True)
+    new, known_hosts = _checked(spec, plane)
     row, replayed = plane.writer.submit(new, owner=caller.owner, idempotency_key=idempotency_key, request_sha256=digest)
     if replayed:
         with plane.database.read() as session:
@@ -213,13 +214,23 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
 
 
 def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:
-    new = specs.resolve(spec)
+    new, known_hosts = _checked(spec, plane)
     with plane.database.read() as session:
-        known_hosts = hosts.all_hosts(session)
-        specs.check(new, known_hosts=known_hosts, settings=plane.settings)
         return schemas.DryRun(
             spec=views.spec(new), wait_reason=specs.wait_reason(session, new, known_hosts=known_hosts), steps=None
         )
+
+
+def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, Sequence[HostView]]:
+    """The whole spec, and the hosts it was held against: those of a moment ago may accept it, only those of now refuse it."""
+    new, train = specs.resolve(spec)
+    known_hosts = plane.known_hosts.recently()
+    try:
+        specs.check(new, train, known_hosts=known_hosts, settings=plane.settings)
+    except Problem:
+        known_hosts = plane.known_hosts.now()
+        specs.check(new, train, known_hosts=known_hosts, settings=plane.settings)
+    return new, known_hosts
 
 
 def _earlier(plane: CurrentPlane, caller: Caller, key: str, digest: str) -> schemas.Job | None:
