@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -23,6 +23,12 @@ def following(job: Job, *, kind: str, **data: Any) -> Event:
     """The next fact, counted on the job and in no session yet: for who stores it together with others."""
     job.num_events += 1
     return Event(job_id=job.id, seq=job.num_events, rev=job.rev, kind=kind, data=data, at=now())
+
+
+def has(session: Session, job_id: str, *, kind: str, data: Mapping[str, Any]) -> bool:
+    """Whether exactly this was told before."""
+    told = session.scalars(select(Event.data).where(Event.job_id == job_id, Event.kind == kind))
+    return any(one == data for one in told)
 
 
 def page(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:

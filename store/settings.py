@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     sibling_grace_s: float = Field(default=5.0, gt=0, description="what is left to the others once a rank has died")
     quarantine_s: float = Field(default=30.0, gt=0, description="first SIGKILL to giving up its devices")
     retry_s: float = Field(default=10.0, gt=0, description="the wait before a retry; each further one is twice as long")
+    hang_s: float = Field(
+        default=60.0, gt=0, description="a rank whose step stands still for longer, and for ten steps' time, hangs"
+    )
+    startup_limit_s: float = Field(default=3600.0, gt=0, description="launch to the second step, without any progress")
+    evaluate_limit_s: float = Field(default=3600.0, gt=0, description="one evaluation, without any progress")
+    save_limit_s: float = Field(default=1800.0, gt=0, description="one checkpoint or the output, without any progress")
     host_loop_s: float = Field(default=5.0, gt=0)
     shutdown_grace_s: float = Field(default=5.0, gt=0, description="what open streams get when the API stops")
     max_log_bytes: int = Field(default=1 << 30, gt=0, description="kept of one attempt's logs")

@@ -6,6 +6,7 @@ same files as the real trainer and leaves with the same exit codes.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -30,7 +31,12 @@ class Run:
         self.dir = config_path.parent
         self.config: dict[str, Any] = json.loads(config_path.read_text())
         self.step = 0
+        self.total_steps: int | None = None
+        self.in_phase = "train"
+        self.num_meetings = 0
         self.stop_asked = False
+        self.stack = open(self.dir / f"r{RANK}.stack", "w")  # noqa: SIM115  # faulthandler keeps its descriptor
+        faulthandler.register(signal.SIGUSR1, file=self.stack, all_threads=True)
         signal.signal(signal.SIGTERM, self._on_term)
 
     def _on_term(self, _number: int, _frame: object) -> None:
@@ -104,10 +110,29 @@ class Run:
         return lesson.step
 
     def phase(self, name: str, total_steps: int | None = None) -> None:
-        self.total_steps = total_steps
+        self.in_phase, self.total_steps = name, total_steps or self.total_steps
         self._tell(
             kind="phase", phase=name, step=self.step, **({} if total_steps is None else {"total_steps": total_steps})
         )
+        self._progress()
+
+    def startup(self, **parts: float) -> None:
+        self._tell(kind="startup", parts=parts)
+
+    def work(self, first: int, last: int, step_s: float) -> None:
+        """Steps that take their time."""
+        for step in range(first, last + 1):
+            time.sleep(step_s)
+            self.metrics(step, {"loss": float(step)})
+
+    def all_reduce(self) -> None:
+        """Wait until every rank has come here as often."""
+        self.num_meetings += 1
+        (self.dir / f"r{RANK}.met.tmp").write_text(str(self.num_meetings))
+        (self.dir / f"r{RANK}.met.tmp").rename(self.dir / f"r{RANK}.met")
+        peers = [self.dir / f"r{rank}.met" for rank in range(int(os.environ.get("WORLD_SIZE", "1")))]
+        while not all(peer.exists() and int(peer.read_text()) >= self.num_meetings for peer in peers):
+            time.sleep(0.005)
 
     def checkpoint(self, step: int, broken: bool = False, state: dict[str, Any] | None = None) -> None:
         import hashlib
@@ -160,6 +185,11 @@ class Run:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         print("ignoring SIGTERM", flush=True)
 
+    def close_ears(self) -> None:
+        """Answer SIGUSR1 no more."""
+        faulthandler.unregister(signal.SIGUSR1)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
     def fork_loader(self) -> None:
         """A child that sleeps for ever, as a loader worker does whose rank is gone; it writes its pid into the log."""
         if (pid := os.fork()) == 0:
@@ -206,8 +236,8 @@ class Run:
     def _progress(self) -> None:
         progress = {
             "step": self.step,
-            "total_steps": getattr(self, "total_steps", None),
-            "phase": "train",
+            "total_steps": self.total_steps,
+            "phase": self.in_phase,
             "monotonic": time.monotonic(),
         }
         (self.dir / f"r{RANK}.progress").write_bytes(json.dumps(progress).encode().ljust(255) + b"\n")

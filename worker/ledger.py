@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -54,6 +55,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Note:
+    """An event that the supervisor itself has to tell."""
+
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class News:
     """What the files hold beyond the offsets, as much as fits one transaction; `more` says that it was not all."""
 
@@ -61,11 +70,12 @@ class News:
     num_bad: int
     metrics_end: int
     pieces: Sequence[Piece]
+    notes: Sequence[Note]
     more: bool
 
     @property
     def is_empty(self) -> bool:
-        return not (self.reports or self.num_bad or self.pieces)
+        return not (self.reports or self.num_bad or self.pieces or self.notes)
 
 
 class Ledger:
@@ -96,6 +106,7 @@ class Ledger:
         self._pace = Pace()
         self._total_steps: int | None = None
         self._is_poisoned = False
+        self._notes: deque[Note] = deque()
         self.intent = Intent.RUN
         self.renewed_at = processes.boottime()
 
@@ -106,6 +117,14 @@ class Ledger:
             job = attempts.begin(session, self._attempt_id, job_id=self._job_id, boot_id=boot_id)
         self.renewed_at, self.intent = began, job.intent
         return job
+
+    @property
+    def has_notes(self) -> bool:
+        return bool(self._notes)
+
+    def note(self, kind: str, **data: Any) -> None:
+        """Have an event told with the next commit, once, whatever becomes of that commit. From any thread."""
+        self._notes.append(Note(kind, data))
 
     def look_at_intent(self) -> None:
         """Without writing anything: for the moments between two renewals."""
@@ -156,7 +175,7 @@ class Ledger:
                 answer = then(session, job)
         except _POISON:
             self._offsets = None
-            if news.is_empty:
+            if news.is_empty or self._is_poisoned:
                 raise
             log.exception("attempt %s: its files cannot be committed; going on without them", self._attempt_id)
             self._is_poisoned = True
@@ -170,8 +189,9 @@ class Ledger:
 
     def _look(self, *, final: bool) -> News:
         offsets = self._offsets = self._offsets or self._committed()
+        notes = tuple(self._notes)
         if self._is_poisoned:
-            return News((), 0, offsets.metrics, (), more=False)
+            return News((), 0, offsets.metrics, (), notes, more=False)
         path = self._run_dir / "metrics.jsonl"
         lines = tail.read_metrics(path, offsets.metrics, limit_bytes=METRICS_BYTES)
         more = lines.end > offsets.metrics and tail.size(path) - lines.end >= METRICS_BYTES
@@ -184,7 +204,7 @@ class Ledger:
             more = more or rest
         if final:
             more = more or (lines.end > offsets.metrics and tail.size(path) > lines.end)
-        return News(lines.reports, lines.num_bad, lines.end, pieces, more)
+        return News(lines.reports, lines.num_bad, lines.end, pieces, notes, more)
 
     def _look_at_log(self, rank: int, offset: int, *, kept_bytes: int, final: bool) -> tuple[list[Piece], bool]:
         """What of one log fits this transaction, and whether there is more."""
@@ -219,6 +239,10 @@ class Ledger:
                 self._record_checkpoint(session, job, report)
         for piece in news.pieces:
             self._record_piece(session, piece, job)
+        for note in news.notes:
+            # The reply to an earlier commit of it may have been lost.
+            if not events.has(session, job.id, kind=note.kind, data=note.data):
+                events.append(session, job, kind=note.kind, **note.data)
         if news.num_bad:
             self._tell_once(session, job, "metrics_skipped", lines=news.num_bad)
         if self._is_poisoned:
@@ -289,6 +313,8 @@ class Ledger:
         offsets = self._offsets
         assert offsets is not None
         offsets.metrics = news.metrics_end
+        for _ in news.notes:
+            self._notes.popleft()
         for piece in news.pieces:
             offsets.logs[piece.rank] = piece.offset + piece.num_bytes
             if piece.data is None:

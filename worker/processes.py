@@ -86,12 +86,34 @@ def of_attempt(attempt_id: str) -> list[int]:
     return [pid for pid in _pids() if needle in _environment_of(pid)]
 
 
+def variable_of(pid: int, name: str) -> str | None:
+    """From the environment that the process was started with."""
+    start = f"{name}=".encode()
+    return next((line.removeprefix(start).decode() for line in _environment_of(pid) if line.startswith(start)), None)
+
+
 def send(pids: list[int], signum: signal.Signals) -> None:
     for pid in pids:
         try:
             os.kill(pid, signum)
         except ProcessLookupError:
             continue
+
+
+def catches(pid: int, signum: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal: without one most signals end it."""
+    caught = _status_of(pid).get("SigCgt", "0")
+    return bool(int(caught, 16) >> (signum - 1) & 1)
+
+
+def standing(pid: int) -> str:
+    """What a process that says nothing is doing, in the kernel's words: its state, and what it waits for where we may know."""
+    try:
+        waits_for = Path(f"/proc/{pid}/wchan").read_text("ascii").strip()
+    except OSError:
+        waits_for = ""
+    state = _status_of(pid).get("State", "gone")
+    return state if waits_for in ("", "0") else f"{state}, in {waits_for}"
 
 
 def out_of_memory_kills() -> int:
@@ -127,6 +149,14 @@ def _parent_of(pid: int) -> int | None:
         return None
     # The command's name is in brackets and may hold anything, brackets and spaces too.
     return int(stat[stat.rindex(b")") + 2 :].split()[1])
+
+
+def _status_of(pid: int) -> dict[str, str]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _environment_of(pid: int) -> list[bytes]:

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import redis
 
@@ -59,6 +59,11 @@ class Scribe:
         self._writer.start()
         threading.Thread(target=self._listen, name="listen", daemon=True).start()
 
+    def note(self, kind: str, **data: Any) -> None:
+        """Have an event told at once."""
+        self._ledger.note(kind, **data)
+        self._watch.wake()
+
     def finish(self, verdict: Verdict, *, is_clean: bool) -> None:
         """The ranks are gone, `is_clean` or not: drain their files and close. Returns when that is done, however long it takes."""
         self._is_clean = is_clean
@@ -97,6 +102,7 @@ class Scribe:
             if self._should_look:
                 self._look_at_intent()
             now = time.monotonic()
+            has_grown |= self._ledger.has_notes
             until = min(beat_at, self._next_look) if has_grown else beat_at
             if now >= until:
                 return

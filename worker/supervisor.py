@@ -23,13 +23,15 @@ from store.models import Attempt, Job
 from store.notify import Notifier
 from store.settings import Settings
 from store.states import ExitReason, Intent
-from worker import cause, preparation, processes, ranks
+from worker import cause, preparation, processes, ranks, stacks
 from worker.cause import StopAsked, Verdict
+from worker.hang import HangWatch, Standstill
 from worker.ledger import Ledger
 from worker.preparation import Refused
 from worker.ranks import Ranks
 from worker.runlock import RunLock
 from worker.scribe import Scribe
+from worker.stacks import StackDump
 from worker.wake import Wake
 from worker.watch import Watch
 
@@ -159,6 +161,11 @@ class Supervisor:
         self._started_at = processes.boottime()
         self._stop: StopAsked | None = None
         self._num_signals = 0
+        self._hang_watch = HangWatch(settings, run_dir, num_ranks=len(started.members), now=time.monotonic())
+        self._look_at = self._started_at + self._hang_watch.pause_s
+        self._standing: list[Standstill] = []
+        self._dump: StackDump | None = None
+        self._hung: Verdict | None = None
         self._wake = Wake()
         self._scribe = Scribe(settings, job.id, ledger=ledger, watch=watch, notifier=notifier, tell=self._wake.wake)
 
@@ -185,10 +192,41 @@ class Supervisor:
         while True:
             self._ranks.collect()
             now = processes.boottime()
+            self._consider_hang(now)
             self._consider_stop(now)
             if not self._ranks.running or self._scribe.is_lost or now >= self._kill_from():
                 return ranks.end_all(self._ranks, within_s=self._settings.quarantine_s)
             self._wake.wait(self._next_deadline() - now)
+
+    def _consider_hang(self, now: float) -> None:
+        """A rank that stands still: first the stack of every rank, then the name of the silent one, and only then the end."""
+        if now < self._look_at or self._hung or self._stop or self._ranks.first_failure_at is not None:
+            return
+        if self._dump is not None:
+            self._look_at = now + stacks.LOOK_S
+            if self._dump.is_over(time.monotonic()):
+                self._hung = self._name_silent_rank(self._dump)
+            return
+        self._look_at = now + self._hang_watch.pause_s
+        self._standing = self._hang_watch.look([rank.number for rank in self._ranks.running], time.monotonic())
+        if self._standing:
+            self._dump = StackDump(self._run_dir, self._ranks.running, now=time.monotonic())
+            self._look_at = now + stacks.LOOK_S
+
+    def _name_silent_rank(self, dump: StackDump) -> Verdict:
+        silent = dump.silent_rank(self._standing)
+        self._scribe.note(
+            "hung",
+            attempt=self._job.num_attempts,
+            rank=silent.rank,
+            step=silent.step,
+            phase=silent.phase,
+            silence_s=round(silent.silence_s, 1),
+            stacks=[f"{self._run_dir.name}/{stacks.path_of(self._run_dir, one.rank).name}" for one in self._standing],
+        )
+        where = "before it told of any progress" if silent.step is None else f"at step {silent.step} ({silent.phase})"
+        words = f"rank {silent.rank} has stood still for {silent.silence_s:.0f} s {where}; every rank's stack was kept"
+        return Verdict(ExitReason.HUNG, words, failing_rank=silent.rank)
 
     def _consider_stop(self, now: float) -> None:
         wish = self._wish(now)
@@ -213,7 +251,7 @@ class Supervisor:
             silence_s = now - self._ledger.renewed_at
             words = f"its supervisor could not reach the database for {silence_s:.0f} s"
             return StopAsked(Verdict(ExitReason.LEASE_EXPIRED, words), now)
-        return None
+        return None if self._hung is None else StopAsked(self._hung, now)
 
     def _kill_from(self) -> float:
         """The boot time from which there is no more asking."""
@@ -229,7 +267,7 @@ class Supervisor:
     def _next_deadline(self) -> float:
         deadlines = [self._kill_from()]
         if self._stop is None:
-            deadlines.append(self._fence_at(FENCE_TERM))
+            deadlines += [self._fence_at(FENCE_TERM), self._look_at]
             if self._job.time_limit_s is not None:
                 deadlines.append(self._started_at + self._job.time_limit_s)
         return min(deadlines)

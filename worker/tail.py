@@ -52,7 +52,7 @@ Report = Metrics | Phase | Published
 
 @dataclass(frozen=True)
 class Progress:
-    """What rank 0 overwrites after every step; `monotonic` is its own clock."""
+    """What a rank overwrites after every step; `monotonic` is its own clock."""
 
     step: int
     total_steps: int | None
@@ -110,7 +110,7 @@ def read_progress(path: Path) -> Progress | None:
         return None
     fields = cast(dict[str, Any], value)
     step, clock = _count(fields.get("step")), fields.get("monotonic")
-    if step is None or not isinstance(clock, int | float):
+    if step is None or not isinstance(clock, int | float) or not math.isfinite(clock):
         return None
     return Progress(step, _count(fields.get("total_steps")), _word(fields.get("phase")), float(clock))
 
