@@ -30,7 +30,7 @@ _NEXT: Final[Mapping[ExitReason, str]] = {
     ExitReason.DIVERGED: "the loss became NaN or infinite: lower learning_rate, or take bf16 in place of fp16, and submit it again",
     ExitReason.STORAGE: "make room on the host's disk and submit it again",
     ExitReason.DEVICE_ERROR: "have the device looked at and submit it again",
-    ExitReason.HUNG: "look at the log of the rank that hangs and submit it again",
+    ExitReason.HUNG: "look at that rank's stack among the artifacts, which says where it waits, and submit it again",
     ExitReason.LEASE_EXPIRED: "look whether the host is up and submit it again",
     ExitReason.LAUNCH_ERROR: "look at the worker's log on that host and submit it again",
     ExitReason.TIME_LIMIT: "raise time_limit_s and submit it again",

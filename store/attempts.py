@@ -102,14 +102,18 @@ def close(
     failing_rank: int | None = None,
     result: dict[str, Any] | None = None,
     devices_clean: bool,
+    seen_beat: int | None = None,
     retry_s: float = states.FIRST_DELAY_S,
 ) -> Closing:
     """End an attempt and, by the closing table, say what becomes of its job; frees the devices where no process is left on them.
 
-    `devices_clean` is False where nobody has looked: the devices stay unverified until their host has. `retry_s` is the wait before
-    a first retry. Raises LeaseLost.
+    `devices_clean` is False where nobody has looked: the devices stay unverified until their host has. `seen_beat` is the beat by
+    which somebody else judged the lease to be over. `retry_s` is the wait before a first retry. Raises LeaseLost, also where it was
+    renewed since.
     """
     job, attempt = _hold(session, attempt_id, job_id=job_id)
+    if seen_beat is not None and attempt.beat != seen_beat + 1:
+        raise LeaseLost(f"attempt {attempt_id} was renewed meanwhile")
     closing = states.close(reason, intent=job.intent, strikes=job.strikes, retry_s=retry_s)
     _move(attempt, ATTEMPT_STATUS_OF[reason])
     attempt.exit_reason, attempt.message, attempt.failing_rank, attempt.finished_at = (

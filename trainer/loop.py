@@ -287,6 +287,8 @@ class Trainer:
         self.saved_step = self.sums.step
         if not self.device.place.is_first:
             return
+        # The others wait for it at the next step: whoever watches them must know why.
+        self.reporter.phase("save")
         parent = self.directory / "checkpoints"
         state = {
             "global_batch_size": data.global_batch_size(self.config, self.device.place),
@@ -300,6 +302,7 @@ class Trainer:
         resumed = self.config.resume_from_checkpoint
         spared = {parent / f"step-{self.sums.best_step}", Path(resumed.dir if resumed else parent)}
         checkpoint.prune(parent, self.config.save_total_limit, spared)
+        self.reporter.phase("train")
 
     def _results(self) -> dict[str, Any]:
         place = self.device.place

@@ -1,4 +1,4 @@
-"""Owns the judging of standstill: whether a rank has not moved for longer than its phase allows. It looks at progress files, never at a wall clock."""
+"""Owns the judging of standstill: whether a rank has not moved for longer than its phase allows. By progress files, not by a wall clock."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from worker.tail import Progress
 STEPS: Final = 10.0
 """A rank may stand still for the time of so many of its steps, and for `hang_s` in any case."""
 REMEMBERED_STEPS: Final = 64
+SURE_STEPS: Final = 2
 LOOKS_A_LIMIT: Final = 10
 LONGEST_LOOK_S: Final = 5.0
 BEGINNING: Final = "start"
@@ -46,16 +47,16 @@ class _Sight:
     def phase(self) -> str:
         return BEGINNING if self.progress is None else self.progress.phase or TRAINING
 
-    @property
-    def step_s(self) -> float | None:
-        return statistics.median(self.step_times) if self.step_times else None
-
 
 class HangWatch:
-    """Watches the ranks of one attempt. `now` is CLOCK_MONOTONIC everywhere: a machine that was suspended has not hung."""
+    """Watches the ranks of one attempt. `now` is CLOCK_MONOTONIC everywhere: a machine that was suspended has not hung.
 
-    def __init__(self, settings: Settings, run_dir: Path, *, num_ranks: int, now: float) -> None:
+    `first_step` is the checkpoint's that it begins from.
+    """
+
+    def __init__(self, settings: Settings, run_dir: Path, *, num_ranks: int, first_step: int, now: float) -> None:
         self._settings, self._run_dir = settings, run_dir
+        self._first_step, self._began = first_step, now
         self._sights = [_Sight(now) for _ in range(num_ranks)]
         self._looked_at = now
         self.pause_s = min(LONGEST_LOOK_S, settings.hang_s / LOOKS_A_LIMIT)
@@ -97,15 +98,22 @@ class HangWatch:
             sight.since = now
 
     def _limit_s(self, sight: _Sight) -> float:
-        phase, settings = sight.phase, self._settings
+        phase, settings, step_s = sight.phase, self._settings, self._step_s(sight)
         if phase == "evaluate":
             return settings.evaluate_limit_s
         if phase in ("save", "end"):
             return settings.save_limit_s
-        if phase != TRAINING or sight.step_s is None:
+        if phase != TRAINING or step_s is None:
             # Compilers work in the first steps.
             return settings.startup_limit_s
-        return max(settings.hang_s, STEPS * sight.step_s)
+        return max(settings.hang_s, STEPS * step_s)
+
+    def _step_s(self, sight: _Sight) -> float | None:
+        """The median of what was seen; of steps that went by between two looks at least how long they cannot have been."""
+        if sight.step_times:
+            return statistics.median(sight.step_times)
+        done = 0 if sight.progress is None else sight.progress.step - self._first_step
+        return (sight.since - self._began) / done if done >= SURE_STEPS else None
 
     def _standstill(self, rank: int, now: float) -> Standstill:
         sight = self._sights[rank]

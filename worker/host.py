@@ -165,11 +165,10 @@ class HostLoop:
             found = attempts.open_on_host(session, self._settings.host_name)
             doubtful = recovery.unverified(session, self._settings.host_name)
         self._num_open = len(found)
-        stuck = self._sweeper.stuck
         for attempt in found:
             if attempt.id in self._recoveries:
                 continue
-            if attempt.id in stuck and attempt.status is AttemptStatus.RUNNING:
+            if attempt.status is AttemptStatus.RUNNING and self._sweeper.is_stuck(attempt.id, attempt.beat):
                 self._begin_recovery(attempt, "its supervisor has not renewed its lease", kill_supervisor=True)
             elif attempt.id not in self._launched and runlock.holder(self._run_dir(attempt)) is None:
                 self._give_supervisor(attempt)

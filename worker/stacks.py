@@ -1,4 +1,4 @@
-"""Owns the stack dumps of ranks that hang: asks each for its own, says what the kernel knows of one that does not answer, names the silent one."""
+"""Owns the stack dumps of ranks that hang: asks each for its own, takes the kernel's word for one that is mute, names the silent one."""
 
 from __future__ import annotations
 
@@ -45,9 +45,14 @@ class StackDump:
         return True
 
     def silent_rank(self, standing: Sequence[Standstill]) -> Standstill:
-        """Of the ranks that stand still, the one the others wait for: the furthest behind; of those at the same step, one that does not even
-        answer, then one that does not itself wait for its peers, then the one that moved the longest ago."""
-        return min(standing, key=lambda one: (-1 if one.step is None else one.step, self._patience(one.rank), one.clock))
+        """Of the ranks that stand still, the one the others wait for: the furthest behind.
+
+        Of those at the same step: one that does not even answer, then one that does not itself wait for its peers, then the one that
+        moved the longest ago.
+        """
+        return min(
+            standing, key=lambda one: (-1 if one.step is None else one.step, self._patience(one.rank), one.clock)
+        )
 
     def _has_answered(self, number: int) -> bool:
         return self._sizes.get(number, 0) > self._before.get(number, 0)
@@ -68,4 +73,6 @@ def path_of(run_dir: Path, number: int) -> Path:
 
 def _write_what_the_kernel_knows(run_dir: Path, rank: Rank) -> None:
     with path_of(run_dir, rank.number).open("a", encoding="utf-8") as file:
-        file.write(f"rank {rank.number} (pid {rank.pid}) gave no stack; the kernel says: {processes.standing(rank.pid)}\n")
+        file.write(
+            f"rank {rank.number} (pid {rank.pid}) gave no stack; the kernel says: {processes.standing(rank.pid)}\n"
+        )

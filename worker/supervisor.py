@@ -161,7 +161,9 @@ class Supervisor:
         self._started_at = processes.boottime()
         self._stop: StopAsked | None = None
         self._num_signals = 0
-        self._hang_watch = HangWatch(settings, run_dir, num_ranks=len(started.members), now=time.monotonic())
+        self._hang_watch = HangWatch(
+            settings, run_dir, num_ranks=len(started.members), first_step=job.step or 0, now=time.monotonic()
+        )
         self._look_at = self._started_at + self._hang_watch.pause_s
         self._standing: list[Standstill] = []
         self._dump: StackDump | None = None

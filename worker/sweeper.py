@@ -50,7 +50,7 @@ class Sweeper:
 
     def sweep(self) -> list[Expired]:
         """Renew or try to take the role; with it, judge every open attempt and host. Attempts of this host are their recovery's business,
-        but for those whose supervisor is stuck: these are told by `stuck`."""
+        but for those whose supervisor is stuck: see `is_stuck`."""
         now = processes.boottime()
         if self._looked_at is None or now - self._looked_at > self._settings.lease_s / 2:
             self._seen, self._role = {}, None
@@ -61,11 +61,12 @@ class Sweeper:
             return []
         return self._judge(now)
 
-    @property
-    def stuck(self) -> frozenset[str]:
-        """Attempts, of any host, whose beat has stood still for the lease's length."""
-        now = processes.boottime()
-        return frozenset(key for key, seen in self._seen.items() if now - seen.since >= self._settings.lease_s)
+    def is_stuck(self, key: str, beat: int) -> bool:
+        """Whether an attempt, of any host, that is at `beat` now was seen at it for the lease's length."""
+        seen = self._seen.get(key)
+        if seen is None or seen.beat != beat:
+            return False
+        return processes.boottime() - seen.since >= self._settings.lease_s
 
     def leave(self) -> None:
         """Hand the role back, so that the next one need not wait for the lease's end."""
@@ -96,19 +97,19 @@ class Sweeper:
             for view in views
         }
         for view in views:
-            if view.host.status is not HostStatus.LOST and f"host {view.host.name}" in self.stuck:
+            if view.host.status is not HostStatus.LOST and self.is_stuck(f"host {view.host.name}", view.host.beat):
                 self._lose(view.host.name)
         return self._expire(beats)
 
     def _expire(self, beats: Mapping[str, tuple[str, str, int]]) -> list[Expired]:
         expired: list[Expired] = []
-        for attempt_id in self.stuck & beats.keys():
-            job_id, host, _ = beats[attempt_id]
-            if host != self._settings.host_name and self._close(attempt_id, job_id, host):
+        for attempt_id, (job_id, host, beat) in beats.items():
+            is_ours = host == self._settings.host_name
+            if not is_ours and self.is_stuck(attempt_id, beat) and self._close(attempt_id, job_id, host, beat):
                 expired.append(Expired(attempt_id, job_id))
         return expired
 
-    def _close(self, attempt_id: str, job_id: str, host: str) -> bool:
+    def _close(self, attempt_id: str, job_id: str, host: str, beat: int) -> bool:
         try:
             with self._database.write() as session:
                 attempts.close(
@@ -118,6 +119,7 @@ class Sweeper:
                     reason=ExitReason.LEASE_EXPIRED,
                     message=f"nobody on {host} has renewed its lease for {self._settings.lease_s:.0f} s",
                     devices_clean=False,
+                    seen_beat=beat,
                     retry_s=self._settings.retry_s,
                 )
         except LeaseLost:

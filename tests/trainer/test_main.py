@@ -21,7 +21,10 @@ def test_a_run_leaves_what_the_contract_says(launch: Launch, spec: Spec, inputs:
     ranks = launch("run", spec(max_steps=30, learning_rate=5e-3, eval_steps=15, logging_steps=5)).succeed()
 
     phases = [line["phase"] for line in ranks.lines("phase")]
-    assert phases == ["load", "evaluate", "train", "evaluate", "train", "evaluate", "train", "save", "end"]
+    first = ["load", "evaluate", "train", "evaluate", "train"]
+    assert phases == [*first, "save", "train", "evaluate", "train", "save", "end"], (
+        "the last step is saved, then evaluated"
+    )
     perplexity = ranks.series("perplexity")
     assert list(perplexity) == [0, 15, 30]
     assert perplexity[30] < perplexity[0] / 1.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy.orm import Session
 
 from store import attempts, hosts, jobs, leases
 from store.jobs import NewJob
@@ -64,6 +65,30 @@ def test_a_beat_that_moves_is_alive_however_slowly(plane: Plane, now: list[float
             with plane.database.write() as session:
                 attempts.renew(session, away.id, job_id=away.job_id)
     assert plane.attempt(away.job_id).status is AttemptStatus.RUNNING
+
+
+def test_a_renewal_after_the_last_look_saves_it(
+    plane: Plane, now: list[float], away: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge reads the beats; the supervisor renews; the judge closes: it must find out."""
+    sweeper = Sweeper(plane.settings, plane.database)
+    sweeper.sweep()
+    for _ in range(3):
+        now[0] += 0.9
+        sweeper.sweep()
+    read = attempts.beats
+
+    def read_then_renew(session: Session) -> dict[str, tuple[str, str, int]]:
+        found = read(session)
+        with plane.database.write() as other:
+            attempts.renew(other, away.id, job_id=away.job_id)
+        return found
+
+    monkeypatch.setattr(attempts, "beats", read_then_renew)
+    now[0] += 0.9
+    assert sweeper.sweep() == []
+    assert plane.attempt(away.job_id).status is AttemptStatus.RUNNING
+    assert not sweeper.is_stuck(away.id, plane.attempt(away.job_id).beat)
 
 
 def test_a_judge_that_could_not_watch_begins_again(plane: Plane, now: list[float], away: Attempt) -> None:
