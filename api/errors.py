@@ -31,6 +31,7 @@ STATUS: Final[Mapping[str, int]] = {
     "idempotency_conflict": 409,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "range_not_satisfiable": 416,
     "invalid_request": 422,
     "invalid_spec": 422,
     "rate_limited": 429,

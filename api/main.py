@@ -13,7 +13,7 @@ from api import documentation, errors
 from api import plane as planes
 from api.auth import Guard
 from api.edge import Edge
-from api.routes import dashboard, health, hosts, jobs, login, logs, metrics, presets, streams
+from api.routes import artifacts, dashboard, health, hosts, jobs, login, logs, metrics, presets, streams
 from api.routes.login import Throttle
 from store.settings import Settings
 
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.plane, app.state.throttle = plane, Throttle()
     app.openapi = lambda: documentation.describe(app)  # pyright: ignore[reportAttributeAccessIssue]
     errors.install(app)
-    for module in (jobs, logs, metrics, streams, hosts, presets, login, health, dashboard):
+    for module in (jobs, artifacts, logs, metrics, streams, hosts, presets, login, health, dashboard):
         app.include_router(module.router)
     app.add_middleware(Guard, settings=settings, identities=plane.identities)
     app.add_middleware(Edge)

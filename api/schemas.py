@@ -192,6 +192,16 @@ class Checkpoint(_Out):
     created_at: datetime
 
 
+class Artifact(_Out):
+    """`path` goes behind `/jobs/{id}/artifacts/`; `kind` is output, error or stack."""
+
+    path: str
+    attempt: int
+    kind: str
+    bytes: int
+    modified_at: datetime
+
+
 class Preset(_Out):
     name: str
     title: str
@@ -254,6 +264,10 @@ class Attempts(_Out):
 
 class Checkpoints(_Out):
     data: list[Checkpoint]
+
+
+class Artifacts(_Out):
+    data: list[Artifact]
 
 
 class Presets(_Out):

@@ -37,7 +37,8 @@ def test_the_document_is_complete(client: httpx.Client) -> None:
         operation["operationId"]: operation for item in document["paths"].values() for operation in item.values()
     }
     assert set(operations) == {
-        "submit_job", "list_jobs", "get_job", "cancel_job", "list_attempts", "list_events", "list_checkpoints", "get_logs", "get_metrics",
+        "submit_job", "list_jobs", "get_job", "cancel_job", "list_attempts", "list_events", "list_checkpoints", "list_artifacts",
+        "get_artifact", "get_logs", "get_metrics",
         "pause_job", "resume_job", "retry_job", "stream_job", "stream_all",
         "list_hosts", "list_presets", "get_schema", "create_login_code", "login", "logout", "get_health",
         "get_readiness",
