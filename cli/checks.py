@@ -1,4 +1,4 @@
-"""Owns what `./run test`, `./run lint` and `./run bench` run, and in which order."""
+"""Owns what `./run test`, `./run lint`, `./run bench` and `./run faults` run, and in which order."""
 
 import os
 import signal
@@ -51,6 +51,11 @@ def lint(argv: Sequence[str]) -> int:
 def bench(argv: Sequence[str]) -> int:
     """A program of its own: it starts the other rooms and reads their rows, which this one may not."""
     return _run([sys.executable, "-P", "-m", "benchmarks", *argv], cwd=Path.cwd())
+
+
+def faults(argv: Sequence[str]) -> int:
+    """A program among the tests: a plane of its own, broken at random."""
+    return _run([sys.executable, "-P", "-m", "tests.faults", *argv], cwd=Path.cwd())
 
 
 def _pytest(argv: Sequence[str]) -> int:

@@ -119,7 +119,9 @@ def all_hosts(session: Session) -> list[HostView]:
     ).all()
     devices: dict[str, list[DeviceView]] = {host.name: [] for host in hosts}
     for device, job_id, number in rows:
-        devices[device.host].append(DeviceView(device, job_id, number))
+        # PostgreSQL's second look may see a host that has registered since the first.
+        if device.host in devices:
+            devices[device.host].append(DeviceView(device, job_id, number))
     return [HostView(host, devices[host.name]) for host in hosts]
 
 

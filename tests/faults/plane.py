@@ -25,6 +25,7 @@ from store.db import Database
 from store.settings import Settings
 from tests.faults import witness
 from tests.faults.client import Client
+from tests.faults.proxy import Proxy
 from tests.worker.processes import is_running
 
 ROOT = Path(__file__).parents[2]
@@ -110,7 +111,9 @@ class Part:
 
 @dataclass
 class Plane:
-    """One data directory, and every process that works on it. `devices` is how many each host has."""
+    """One data directory, and every process that works on it. `devices` is how many each host has; `part_variables` are one part's own.
+
+    `ways` are the proxies between parts and servers, by part, the broker's by `broker`."""
 
     root: Path
     timings: Timings
@@ -119,6 +122,9 @@ class Plane:
     redis_url: str = ""
     device_type: str = "npu"
     variables: dict[str, str] = field(default_factory=dict[str, str])
+    part_variables: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
+    switches: tuple[str, ...] = ()
+    ways: dict[str, Proxy] = field(default_factory=dict[str, Proxy])
     parts: dict[str, Part] = field(default_factory=dict[str, Part])
 
     def __post_init__(self) -> None:
@@ -134,6 +140,8 @@ class Plane:
         )
         (self.settings.data_dir / witness.DIRECTORY).mkdir(parents=True)
         shutil.copytree(INJECT, self.root / "inject")
+        for name in self.switches:
+            self.switch(name, "")
         self.database = Database(self.settings.db_url, busy_timeout_s=30.0)
         self.client = Client(self.settings)
         self._add("broker", "store.embedded")
@@ -211,6 +219,8 @@ class Plane:
         """Nothing of the plane is left afterwards."""
         self.client.close()
         self.database.dispose()
+        for way in self.ways.values():
+            way.close()
         for part in self.parts.values():
             if part.is_up:
                 part.kill()
@@ -223,7 +233,8 @@ class Plane:
             time.sleep(0.01)
 
     def _add(self, name: str, module: str, **variables: str) -> None:
-        self.parts[name] = Part(name, module, self._environment(variables), self.root / f"{name.replace(' ', '-')}.log")
+        environment = self._environment(variables) | self.part_variables.get(name, {})
+        self.parts[name] = Part(name, module, environment, self.root / f"{name.replace(' ', '-')}.log")
 
     def _environment(self, variables: dict[str, str]) -> dict[str, str]:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("LONGYARD_")}

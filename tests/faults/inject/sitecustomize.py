@@ -1,17 +1,28 @@
 """What goes wrong inside the processes of a plane under test. Python imports this at start; a file beside it, named for a fault, switches.
 
-Standard library only: it runs before anything of ours, in every process of the plane.
+Standard library only: it runs before anything of ours, in every process of the plane, and changes nothing while no switch is there.
 """
 
 from __future__ import annotations
 
+import datetime as datetimes
+import errno
+import os
 import pathlib
+import signal
+import sys
+import time
 from pathlib import Path
 
 SWITCHES = Path(__file__).parent
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+LOOK_AGAIN_S = 0.05
 
-_read_text = pathlib.Path.read_text
+MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
+"""Which part of the plane this is; a supervisor is a worker.launcher."""
+
+_read_text, _kill, _fsync = pathlib.Path.read_text, os.kill, os.fsync
+_time, _time_ns, _datetime = time.time, time.time_ns, datetimes.datetime
 
 
 def switched(name: str) -> str | None:
@@ -27,4 +38,47 @@ def read_text(self, *args, **kwargs):
     return (switched("boot_id") if self == BOOT_ID else None) or _read_text(self, *args, **kwargs)
 
 
-pathlib.Path.read_text = read_text
+def kill(pid, signum):
+    """F21: a process that no signal ends, as one in an uninterruptible wait."""
+    if signum == signal.SIGKILL and str(pid) in (switched("immortal") or "").split():
+        return
+    _kill(pid, signum)
+
+
+def fsync(descriptor):
+    """F16: the disk is full where checkpoints are written."""
+    path = os.readlink(f"/proc/self/fd/{descriptor}")
+    if "/checkpoints/" in path and switched("disk_full") is not None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+    _fsync(descriptor)
+
+
+class Shift:
+    """F15: how far this part's wall clock is off, in seconds."""
+
+    seen_at, offset_s = -1.0, 0.0
+
+    @classmethod
+    def now(cls):
+        at = time.monotonic()
+        if at >= cls.seen_at + LOOK_AGAIN_S:
+            cls.seen_at, cls.offset_s = at, float(switched(f"clock {MODULE}") or 0)
+        return cls.offset_s
+
+
+class Shifted(type):
+    def __instancecheck__(cls, instance):
+        return isinstance(instance, _datetime)
+
+
+class datetime(_datetime, metaclass=Shifted):  # noqa: N801 - it takes that one's place
+    @classmethod
+    def now(cls, tz=None):
+        return _datetime.now(tz) + datetimes.timedelta(seconds=Shift.now())
+
+
+pathlib.Path.read_text, os.kill, os.fsync = read_text, kill, fsync
+if switched("clocks") is not None:
+    time.time = lambda: _time() + Shift.now()
+    time.time_ns = lambda: _time_ns() + int(Shift.now() * 1e9)
+    datetimes.datetime = datetime
