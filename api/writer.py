@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 from concurrent.futures import Future
@@ -38,15 +39,14 @@ class Writer:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def submit(
-        self, spec: jobs.NewJob, *, owner: str, idempotency_key: str | None, request_sha256: str
-    ) -> tuple[Job, bool]:
+    async def submit(self, submission: Submission) -> tuple[Job, bool]:
         """The committed job, and whether an earlier request had made it. Raises what `store.jobs.submit` does, and database errors."""
-        waiting = _Waiting(Submission(spec, owner, idempotency_key, request_sha256), Future())
+        waiting = _Waiting(submission, Future())
         self._start()
         try:
             self._waiting.put_nowait(waiting)
-            return waiting.answer.result(ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await asyncio.wrap_future(waiting.answer)
         except (queue.Full, TimeoutError):
             raise errors.unavailable() from None
 
@@ -70,7 +70,8 @@ class Writer:
                     self._waiting.put(None)
                     break
                 batch.append(another)
-            self._commit(batch)
+            # Who has given up waiting was told that nothing is stored.
+            self._commit([one for one in batch if one.answer.set_running_or_notify_cancel()])
 
     def _commit(self, batch: list[_Waiting]) -> None:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.orm import Session
 
 from store import events, ids
@@ -17,6 +17,7 @@ from store.models import IdempotencyKey, Job
 from store.states import JOB_TRANSITIONS, TERMINAL_JOB, Intent, JobStatus
 
 MAX_QUEUED: Final = 10_000
+_COUNT: Final = select(func.count()).select_from(Job).where(Job.status == bindparam("status"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def page(
 
 
 def count(session: Session, status: JobStatus) -> int:
-    return session.scalar(select(func.count()).select_from(Job).where(Job.status == status)) or 0
+    # On the connection: for one number the ORM's way to a statement takes longer than the statement.
+    return session.connection().scalar(_COUNT, {"status": status}) or 0
 
 
 def queued(session: Session, *, limit: int = MAX_QUEUED) -> Sequence[Job]:
