@@ -33,7 +33,7 @@ _NEXT: Final[Mapping[ExitReason, str]] = {
     ExitReason.HUNG: "look at that rank's stack among the artifacts, which says where it waits, and submit it again",
     ExitReason.LEASE_EXPIRED: "look whether the host is up and submit it again",
     ExitReason.LAUNCH_ERROR: "look at the worker's log on that host and submit it again",
-    ExitReason.TIME_LIMIT: "raise time_limit_s and submit it again",
+    ExitReason.TIME_LIMIT: "retry it, and it goes on for as long again from its last checkpoint, or submit it with a greater time_limit_s",
 }
 _NEXT_OTHERWISE: Final = "look at the log and submit it again"
 

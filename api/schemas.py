@@ -64,7 +64,12 @@ class JobSpec(_In):
     )
     device_type: DeviceType | None = Field(None, description="The preset's by default.")
     priority: int = Field(0, ge=-1000, le=1000, description="Greater goes first.")
-    time_limit_s: float | None = Field(None, gt=0, le=10 * YEAR_S, description="Of training time; null: none.")
+    time_limit_s: float | None = Field(
+        None,
+        gt=0,
+        le=10 * YEAR_S,
+        description="How long it may have its devices, over all its attempts; null: for ever.",
+    )
     labels: dict[Annotated[Line, Field(min_length=1, max_length=63)], Annotated[Line, Field(max_length=256)]] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Names and values to find the job by."
     )

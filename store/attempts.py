@@ -34,6 +34,8 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
     job = jobs.touch(session, job_id)
     if job.status is not JobStatus.QUEUED or job.intent is not Intent.RUN:
         raise PlacementConflict(f"job {job_id} is {job.status.value} and wants {job.intent.value}")
+    if len(device_indices) != job.num_devices:
+        raise PlacementConflict(f"job {job_id} needs {job.num_devices} devices, not {len(device_indices)}")
     target = session.get(Host, host)
     if target is None or target.status is not HostStatus.ONLINE:
         raise PlacementConflict(f"host {host} takes no jobs now")
@@ -51,6 +53,7 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
         status=AttemptStatus.STARTING,
         beat=0,
         metrics_offset=0,
+        ran_s=0.0,
         created_at=now(),
     )
     session.add(attempt)
@@ -75,12 +78,15 @@ def begin(session: Session, attempt_id: str, *, job_id: str, boot_id: str) -> Jo
     return job
 
 
-def renew(session: Session, attempt_id: str, *, job_id: str) -> Job:
+def renew(session: Session, attempt_id: str, *, job_id: str, ran_s: float | None = None) -> Job:
     """The fence: every transaction of a supervisor starts with it. Answers the job, whose `intent` and new `rev` it needs.
 
-    Raises LeaseLost where the attempt is no longer open: the caller ends its ranks and leaves.
+    `ran_s` is how long the attempt has had its devices, by its supervisor's clock. Raises LeaseLost where the attempt is no longer
+    open: the caller ends its ranks and leaves.
     """
-    job, _attempt = _hold(session, attempt_id, job_id=job_id)
+    job, attempt = _hold(session, attempt_id, job_id=job_id)
+    if ran_s is not None:
+        attempt.ran_s = max(attempt.ran_s, ran_s)
     return job
 
 
@@ -123,6 +129,7 @@ def close(
         now(),
     )
     job.strikes, job.retry_delay_s = closing.strikes, closing.delay_s
+    job.ran_s += attempt.ran_s
     if result is not None:
         job.result = _finite(result)
     events.append(

@@ -55,7 +55,8 @@ def insert_together(session: Session, rows: Sequence[Base]) -> None:
     """Rows of one table in one statement, without a unit of work: for the paths where a millisecond counts. They join no session."""
     if rows:
         table = type(rows[0]).__table__
-        values = [{column.key: getattr(row, column.key) for column in table.columns} for row in rows]
+        columns = [column.key for column in table.columns if column.computed is None]
+        values = [{name: getattr(row, name) for name in columns} for row in rows]
         session.connection().execute(insert(type(rows[0])), values)
 
 

@@ -235,13 +235,14 @@ def resume(session: Session, job_id: str) -> Job:
 
 
 def retry(session: Session, job_id: str) -> Job:
-    """Queue a failed or cancelled job again, its strikes forgotten; it resumes from its newest checkpoint. Again is no error.
+    """Queue a failed or cancelled job again, its strikes and its running time forgotten; it resumes from its newest checkpoint.
+    Again is no error.
 
     Raises IllegalTransition where the job has succeeded, is paused, or is being cancelled.
     """
     job = touch(session, job_id)
     if job.status in (JobStatus.FAILED, JobStatus.CANCELLED):
-        job.intent, job.intent_at, job.strikes, job.retry_delay_s = Intent.RUN, now(), 0, 0.0
+        job.intent, job.intent_at, job.strikes, job.retry_delay_s, job.ran_s = Intent.RUN, now(), 0, 0.0, 0.0
         job.finished_at = None
         events.append(session, job, kind="retry_requested")
         move(session, job, JobStatus.QUEUED, reason=None)
@@ -322,6 +323,7 @@ def _new(spec: NewJob, *, owner: str) -> Job:
         intent=Intent.RUN,
         strikes=0,
         retry_delay_s=0.0,
+        ran_s=0.0,
         num_attempts=0,
         num_events=0,
         rev=1,

@@ -1,7 +1,12 @@
-"""The tables, in one file. Every invariant that SQL can hold is a constraint here; the rest is in `states.py`."""
+"""The tables, in one file. Every invariant that SQL can hold is a constraint here, or a trigger in `migrations/` if it is about a change.
+
+Rows that need each other (a running job and its open attempt) are tied by deferred foreign keys over computed flags. A flag is 1 or null,
+a null is tied to nothing, and the commit looks whether the ties hold. The mappers do not know the flags.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -10,8 +15,11 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Column,
+    Computed,
     Enum,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -23,14 +31,37 @@ from sqlalchemy import (
 from sqlalchemy.orm import Mapped, mapped_column
 
 from store.db import Base, UtcDateTime
-from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
+from store.states import (
+    ATTEMPT_STATUS_OF,
+    INTENTS,
+    OPEN_ATTEMPT,
+    TERMINAL_JOB,
+    AttemptStatus,
+    DeviceState,
+    ExitReason,
+    HostStatus,
+    Intent,
+    JobStatus,
+)
 
 ID = String(36)
 """A UUIDv7 in text: sorts by time of making, so the newest job has the greatest id."""
 
 
-def _one_of(column: str, values: type[StrEnum]) -> str:
+def _one_of(column: str, values: Iterable[StrEnum]) -> str:
     return f"{column} IN ({', '.join(repr(value.value) for value in values)})"
+
+
+def _by_case(column: str, answers: Mapping[Any, str]) -> str:
+    return f"CASE {column} {' '.join(f'WHEN {one.value!r} THEN {answer}' for one, answer in answers.items())} END"
+
+
+def _flag(name: str, condition: str) -> Column[Any]:
+    return Column(name, Integer, Computed(f"CASE WHEN {condition} THEN 1 END", persisted=True))
+
+
+def _tie(columns: list[str], target: list[str], *, is_mutual: bool = False) -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(columns, target, deferrable=True, initially="DEFERRED", use_alter=is_mutual)
 
 
 def _enum(values: type[StrEnum]) -> Enum:
@@ -44,18 +75,40 @@ def _enum(values: type[StrEnum]) -> Enum:
     )
 
 
-OPEN_ATTEMPT_SQL = text("status IN ('starting', 'running')")
+_TERMINAL = _one_of("status", [one for one in JobStatus if one in TERMINAL_JOB])
+_OPEN = _one_of("status", [one for one in AttemptStatus if one in OPEN_ATTEMPT])
 
 
 class Job(Base):
-    """What the user asked for. `rev` grows with every transaction that writes anything of the job: it is the cursor of its streams."""
+    """What the user asked for. `rev` grows with every transaction that writes anything of the job: it is the cursor of its streams.
+
+    `ran_s`: how long its closed attempts had devices, since it was submitted or last retried; `time_limit_s` bounds it.
+    """
 
     __tablename__ = "jobs"
+    __mapper_args__ = {"exclude_properties": ["is_running"]}  # noqa: RUF012 - SQLAlchemy reads it once
     __table_args__ = (
         CheckConstraint(_one_of("status", JobStatus), name="status"),
         CheckConstraint(_one_of("intent", Intent), name="intent"),
         CheckConstraint("num_devices BETWEEN 1 AND 8", name="num_devices"),
-        CheckConstraint("strikes >= 0", name="strikes"),
+        CheckConstraint("strikes >= 0 AND num_attempts >= 0 AND num_events >= 0 AND rev >= 0", name="counters"),
+        CheckConstraint("retry_delay_s >= 0 AND ran_s >= 0", name="durations"),
+        CheckConstraint(
+            _by_case(
+                "status",
+                {status: _one_of("intent", [one for one in Intent if one in INTENTS[status]]) for status in JobStatus},
+            ),
+            name="intent_fits",
+        ),
+        CheckConstraint(f"(finished_at IS NOT NULL) = ({_TERMINAL})", name="finished"),
+        CheckConstraint("started_at IS NOT NULL OR status NOT IN ('running', 'succeeded', 'failed')", name="started"),
+        CheckConstraint(
+            "status = 'queued' OR (position IS NULL AND wait_reason IS NULL AND estimated_start_at IS NULL)",
+            name="only_the_queued_wait",
+        ),
+        _flag("is_running", "status = 'running'"),
+        UniqueConstraint("id", "is_running"),
+        _tie(["id", "is_running"], ["attempts.job_id", "attempts.is_open"], is_mutual=True),
         Index("ix_jobs_queue", "status", "priority", "created_at", "id"),
         Index("ix_jobs_owner_id", "owner", "id"),
     )
@@ -77,6 +130,7 @@ class Job(Base):
     intent_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     strikes: Mapped[int] = mapped_column(default=0)
     retry_delay_s: Mapped[float] = mapped_column(default=0.0)
+    ran_s: Mapped[float] = mapped_column(default=0.0)
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_events: Mapped[int] = mapped_column(default=0)
     rev: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -100,19 +154,24 @@ class Attempt(Base):
     """One execution of a job on one host. Its lease is `beat`: whoever holds it counts it up; a judge watches it stand still."""
 
     __tablename__ = "attempts"
+    __mapper_args__ = {"exclude_properties": ["is_open"]}  # noqa: RUF012
     __table_args__ = (
         UniqueConstraint("job_id", "number"),
-        Index(
-            "uq_attempts_one_open_a_job",
-            "job_id",
-            unique=True,
-            sqlite_where=OPEN_ATTEMPT_SQL,
-            postgresql_where=OPEN_ATTEMPT_SQL,
-        ),
-        Index("ix_attempts_open_on_host", "host", sqlite_where=OPEN_ATTEMPT_SQL, postgresql_where=OPEN_ATTEMPT_SQL),
+        _flag("is_open", _OPEN),
+        UniqueConstraint("job_id", "is_open"),
+        UniqueConstraint("host", "id", "is_open"),
+        _tie(["job_id", "is_open"], ["jobs.id", "jobs.is_running"]),
+        Index("ix_attempts_open_on_host", "host", sqlite_where=text(_OPEN), postgresql_where=text(_OPEN)),
         CheckConstraint(_one_of("status", AttemptStatus), name="status"),
         CheckConstraint(_one_of("exit_reason", ExitReason), name="exit_reason"),
-        CheckConstraint("(exit_reason IS NULL) = (status IN ('starting', 'running'))", name="closed_has_reason"),
+        CheckConstraint(f"(exit_reason IS NULL) = ({_OPEN})", name="closed_has_reason"),
+        CheckConstraint(f"(finished_at IS NULL) = ({_OPEN})", name="finished"),
+        CheckConstraint("started_at IS NOT NULL OR status NOT IN ('running', 'succeeded')", name="started"),
+        CheckConstraint(
+            _by_case("exit_reason", {reason: f"status = {ATTEMPT_STATUS_OF[reason].value!r}" for reason in ExitReason}),
+            name="reason_fits",
+        ),
+        CheckConstraint("number >= 1 AND beat >= 0 AND metrics_offset >= 0 AND ran_s >= 0", name="counters"),
     )
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
@@ -128,6 +187,7 @@ class Attempt(Base):
     beat: Mapped[int] = mapped_column(BigInteger, default=0)
     boot_id: Mapped[str | None] = mapped_column(String(64))
     metrics_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    ran_s: Mapped[float] = mapped_column(default=0.0)
     step: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -152,13 +212,16 @@ class Host(Base):
 
 
 class Device(Base):
-    """One NPU, GPU or CPU slot. One row, one holder: two attempts cannot hold it."""
+    """One NPU, GPU or CPU slot. One row, one holder: two attempts cannot hold it, nor one that is closed."""
 
     __tablename__ = "devices"
+    __mapper_args__ = {"exclude_properties": ["is_held"]}  # noqa: RUF012
     __table_args__ = (
         CheckConstraint(_one_of("state", DeviceState), name="state"),
         CheckConstraint("state <> 'free' OR attempt_id IS NULL", name="free_has_no_holder"),
-        CheckConstraint("state <> 'held' OR attempt_id IS NOT NULL", name="held_has_a_holder"),
+        CheckConstraint("state NOT IN ('held', 'unverified') OR attempt_id IS NOT NULL", name="held_has_a_holder"),
+        _flag("is_held", "state = 'held'"),
+        _tie(["host", "attempt_id", "is_held"], ["attempts.host", "attempts.id", "attempts.is_open"]),
     )
 
     host: Mapped[str] = mapped_column(ForeignKey("hosts.name", ondelete="CASCADE"), primary_key=True)
@@ -173,7 +236,13 @@ class Event(Base):
     """An append-only fact on a job; `seq` is dense from 1."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_job_id_rev", "job_id", "rev"),)
+    __mapper_args__ = {"exclude_properties": ["previous"]}  # noqa: RUF012
+    __table_args__ = (
+        CheckConstraint("seq >= 1", name="seq"),
+        Column("previous", Integer, Computed("CASE WHEN seq > 1 THEN seq - 1 END", persisted=True)),
+        _tie(["job_id", "previous"], ["events.job_id", "events.seq"]),
+        Index("ix_events_job_id_rev", "job_id", "rev"),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True)
@@ -207,6 +276,7 @@ class RankLog(Base):
     """How far one rank's log has been committed, and how many of its bytes were dropped at the cap."""
 
     __tablename__ = "rank_logs"
+    __table_args__ = (CheckConstraint("dropped_bytes BETWEEN 0 AND end_offset", name="dropped_bytes"),)
 
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)
@@ -218,7 +288,10 @@ class LogChunk(Base):
     """Contiguous bytes of one rank's output, from `offset` on."""
 
     __tablename__ = "log_chunks"
-    __table_args__ = (Index("ix_log_chunks_job_id_rev", "job_id", "rev"),)
+    __table_args__ = (
+        CheckConstraint('"offset" >= 0 AND num_bytes > 0 AND num_bytes = length(data)', name="num_bytes"),
+        Index("ix_log_chunks_job_id_rev", "job_id", "rev"),
+    )
 
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"), primary_key=True)
     rank: Mapped[int] = mapped_column(primary_key=True)
@@ -230,7 +303,7 @@ class LogChunk(Base):
 
 
 class Checkpoint(Base):
-    """It exists once this row does; resuming reads rows, never a directory listing."""
+    """It exists once this row does; resuming reads rows, never a directory listing. `unusable_at`: it was looked at, and is not whole."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("attempt_id", "step"), Index("ix_checkpoints_job_id_id", "job_id", "id"))
@@ -243,6 +316,7 @@ class Checkpoint(Base):
     dir: Mapped[str] = mapped_column(Text)
     manifest_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    unusable_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class IdempotencyKey(Base):

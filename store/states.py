@@ -89,6 +89,16 @@ ATTEMPT_TRANSITIONS: Final[Mapping[AttemptStatus, frozenset[AttemptStatus]]] = {
     _A.LOST: frozenset(),
 }
 
+INTENTS: Final[Mapping[JobStatus, frozenset[Intent]]] = {
+    _J.QUEUED: frozenset({Intent.RUN}),
+    _J.RUNNING: frozenset(Intent),
+    _J.PAUSED: frozenset({Intent.PAUSE}),
+    _J.SUCCEEDED: frozenset(Intent),
+    _J.FAILED: frozenset({Intent.RUN, Intent.PREEMPT}),
+    _J.CANCELLED: frozenset({Intent.CANCEL}),
+}
+"""What may be wanted of a job that has this status: where nothing runs, a wish has been carried out at once."""
+
 TERMINAL_JOB: Final = frozenset({_J.SUCCEEDED, _J.FAILED, _J.CANCELLED})
 OPEN_ATTEMPT: Final = frozenset({_A.STARTING, _A.RUNNING})
 

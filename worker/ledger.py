@@ -109,13 +109,14 @@ class Ledger:
         self._notes: deque[Note] = deque()
         self.intent = Intent.RUN
         self.renewed_at = processes.boottime()
+        self._began_at: float | None = None
 
     def begin(self, *, boot_id: str) -> Job:
         """starting → running: from here on this process has the lease."""
         began = processes.boottime()
         with self._database.write() as session:
             job = attempts.begin(session, self._attempt_id, job_id=self._job_id, boot_id=boot_id)
-        self.renewed_at, self.intent = began, job.intent
+        self.renewed_at, self._began_at, self.intent = began, began, job.intent
         return job
 
     @property
@@ -170,7 +171,8 @@ class Ledger:
         began = processes.boottime()
         try:
             with self._database.write() as session:
-                job = attempts.renew(session, self._attempt_id, job_id=self._job_id)
+                ran_s = None if self._began_at is None else began - self._began_at
+                job = attempts.renew(session, self._attempt_id, job_id=self._job_id, ran_s=ran_s)
                 self._record(session, job, news)
                 answer = then(session, job)
         except _POISON:

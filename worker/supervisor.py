@@ -7,6 +7,7 @@ ending the ranks before the lease does. The rows are the scribe's, in threads of
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -92,7 +93,14 @@ def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, 
         if ledger.intent in cause.BY_INTENT:
             raise Refused(cause.BY_INTENT[ledger.intent])
         preparation.prepare(
-            settings, database, job, run_dir, cpu_threads=launch.cpu_threads, simulated=launch.simulated
+            settings,
+            database,
+            job,
+            run_dir,
+            attempt_id=attempt.id,
+            cpu_threads=launch.cpu_threads,
+            simulated=launch.simulated,
+            renew=lambda: _renew_if_due(ledger, settings),
         )
         processes.become_subreaper()
         watch = Watch(run_dir)
@@ -131,6 +139,15 @@ def _patiently(step: Callable[[], T], settings: Settings) -> T:
                 raise
             log.warning("the database is away; trying again", exc_info=True)
             time.sleep(RETRY_S)
+
+
+def _renew_if_due(ledger: Ledger, settings: Settings) -> None:
+    """For long work before the ranks run. A beat that is missed is no harm yet; the fence counts."""
+    if processes.boottime() - ledger.renewed_at >= settings.heartbeat_s:
+        try:
+            ledger.commit()
+        except SQLAlchemyError:
+            log.warning("the database is away", exc_info=True)
 
 
 def _close_unstarted(ledger: Ledger, verdict: Verdict) -> None:
@@ -241,11 +258,11 @@ class Supervisor:
 
     def _wish(self, now: float) -> StopAsked | None:
         """Why the ranks should stop, the strongest reason first."""
-        intent, limit_s = self._ledger.intent, self._job.time_limit_s
+        intent = self._ledger.intent
         if intent in (Intent.CANCEL, Intent.PAUSE):
             return StopAsked(cause.BY_INTENT[intent], now)
-        if limit_s is not None and now - self._started_at >= limit_s:
-            words = f"ran into its time limit of {limit_s:g} s; submit it with a greater time_limit_s"
+        if now >= self._limit_at():
+            words = f"it ran for its time limit of {self._job.time_limit_s:g} s"
             return StopAsked(Verdict(ExitReason.TIME_LIMIT, words), now)
         if intent is Intent.PREEMPT or self._num_signals:
             return StopAsked(cause.BY_INTENT[Intent.PREEMPT], now)
@@ -269,10 +286,13 @@ class Supervisor:
     def _next_deadline(self) -> float:
         deadlines = [self._kill_from()]
         if self._stop is None:
-            deadlines += [self._fence_at(FENCE_TERM), self._look_at]
-            if self._job.time_limit_s is not None:
-                deadlines.append(self._started_at + self._job.time_limit_s)
+            deadlines += [self._fence_at(FENCE_TERM), self._look_at, self._limit_at()]
         return min(deadlines)
+
+    def _limit_at(self) -> float:
+        """The boot time at which the job will have run for its time limit, its earlier attempts counted."""
+        limit_s = self._job.time_limit_s
+        return math.inf if limit_s is None else self._started_at + limit_s - self._job.ran_s
 
     def _fence_at(self, share: float) -> float:
         return self._ledger.renewed_at + share * self._settings.lease_s

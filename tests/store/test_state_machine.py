@@ -38,6 +38,7 @@ RETRIED = {
 class Expected:
     """What the model says of one job."""
 
+    num_devices: int
     status: str = "queued"
     intent: str = "run"
     strikes: int = 0
@@ -71,18 +72,18 @@ class Life(RuleBasedStateMachine):
                 session, "a", device_type="cpu", device_names=["slot"] * NUM_DEVICES, boot_id="b", versions={}
             )
 
-    @rule(target=job_ids)
-    def submit(self) -> str:
+    @rule(target=job_ids, num_devices=st.integers(1, 2))
+    def submit(self, num_devices: int) -> str:
         with self.database.write() as session:
-            spec = NewJob(name="n", preset="demo", train={}, num_devices=1, device_type="cpu")
+            spec = NewJob(name="n", preset="demo", train={}, num_devices=num_devices, device_type="cpu")
             job, _ = jobs.submit(session, spec, owner="admin")
-        self.model[job.id] = Expected()
+        self.model[job.id] = Expected(num_devices=num_devices)
         return job.id
 
     @rule(target=holders, job_id=job_ids, devices=st.sets(st.integers(0, NUM_DEVICES - 1), min_size=1, max_size=2))
     def place(self, job_id: str, devices: set[int]) -> Any:
         job = self.model[job_id]
-        fits = job.status == "queued" and not devices & self._taken()
+        fits = job.status == "queued" and len(devices) == job.num_devices and not devices & self._taken()
         try:
             with self.database.write() as session:
                 attempt = attempts.place(session, job_id, host="a", device_indices=sorted(devices))
@@ -289,7 +290,7 @@ def test_any_life_is_as_the_design_says(database: Database) -> None:
 def test_completing_needs_a_beginning(database: Database, host: str, submit: Callable[[], str]) -> None:
     job_id = submit()
     with database.write() as session:
-        attempt: Attempt = attempts.place(session, job_id, host=host, device_indices=[0])
+        attempt: Attempt = attempts.place(session, job_id, host=host, device_indices=[0, 1])
     with pytest.raises(IllegalTransition), database.write() as session:
         attempts.close(
             session, attempt.id, job_id=job_id, reason=ExitReason.COMPLETED, message=None, devices_clean=True

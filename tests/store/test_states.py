@@ -5,6 +5,7 @@ import pytest
 from store.states import (
     ATTEMPT_STATUS_OF,
     ATTEMPT_TRANSITIONS,
+    INTENTS,
     JOB_TRANSITIONS,
     TRIES,
     AttemptStatus,
@@ -19,6 +20,7 @@ def test_every_status_and_reason_has_its_line() -> None:
     assert set(JOB_TRANSITIONS) == set(JobStatus)
     assert set(ATTEMPT_TRANSITIONS) == set(AttemptStatus)
     assert set(ATTEMPT_STATUS_OF) == set(ExitReason)
+    assert set(INTENTS) == set(JobStatus)
 
 
 def test_success_beats_a_cancel() -> None:

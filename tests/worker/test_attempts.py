@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from store import attempts, hosts
+from store import attempts, hosts, jobs
 from store.states import AttemptStatus, ExitReason, JobStatus
 from tests.worker.processes import is_running
 
@@ -194,6 +194,18 @@ def test_time_limit(host: Plane) -> None:
     assert host.attempt(job_id).exit_reason is ExitReason.TIME_LIMIT
     assert "time limit of 0.2 s" in (job.status_reason or "")
     host.assert_clean(job_id)
+
+
+def test_time_limit_counts_what_earlier_attempts_ran(plane: Plane) -> None:
+    job_id = plane.submit([{"do": "wait_for_stop", "save": 1}], time_limit_s=1000.0)
+    with plane.database.write() as session:
+        jobs.touch(session, job_id).ran_s = 999.9
+    plane.start()
+    job = plane.until_ended(job_id)
+    assert plane.attempt(job_id).exit_reason is ExitReason.TIME_LIMIT
+    assert "time limit of 1000 s" in (job.status_reason or "")
+    assert job.ran_s == pytest.approx(999.9 + plane.attempt(job_id).ran_s)
+    assert plane.attempt(job_id).ran_s > 0
 
 
 def test_inputs_are_looked_at_again_before_the_launch(host: Plane) -> None:

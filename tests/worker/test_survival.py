@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,29 @@ def test_a_broken_checkpoint_is_told_and_passed_over(plane: Plane) -> None:
     assert corrupt == [9]
     assert str(plane.run_dir(job_id) / "checkpoints" / "step-5") in plane.log(job_id).decode()
     assert plane.job(job_id).strikes == 0
+
+
+def test_a_checkpoint_that_is_gone_is_told(plane: Plane) -> None:
+    plane.start()
+    job_id = plane.submit(
+        [
+            {"do": "tell_config"},
+            {"do": "checkpoint", "step": 5},
+            {"do": "checkpoint", "step": 9},
+            {"do": "wait_for", "path": str(plane.flags / "go")},
+            {"do": "succeed"},
+        ]
+    )
+    plane.eventually(lambda: plane.kinds(job_id).count("checkpoint") == 2)
+    shutil.rmtree(plane.run_dir(job_id) / "checkpoints" / "step-9")
+    with plane.database.write() as session:
+        jobs.preempt(session, job_id, why="the test")
+    plane.eventually(lambda: plane.job(job_id).num_attempts == 2)
+    (plane.flags / "go").touch()
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    told = [(event.kind, event.data.get("step")) for event in plane.events(job_id)]
+    assert ("checkpoint_missing", 9) in told
+    assert str(plane.run_dir(job_id) / "checkpoints" / "step-5") in plane.log(job_id).decode()
 
 
 def test_a_killed_worker_and_launcher_cost_the_job_nothing(plane: Plane) -> None:

@@ -859,7 +859,7 @@ export interface components {
             priority: number;
             /**
              * Time Limit S
-             * @description Of training time; null: none.
+             * @description How long it may have its devices, over all its attempts; null: for ever.
              */
             time_limit_s?: number | null;
             /**

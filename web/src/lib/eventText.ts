@@ -46,6 +46,10 @@ const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
       title: t.event_checkpoint_corrupt(text(data['step'])),
       detail: null,
     }),
+    checkpoint_missing: (data, t) => ({
+      title: t.event_checkpoint_missing(text(data['step'])),
+      detail: text(data['dir']) || null,
+    }),
     resuming: (data, t) => ({ title: t.event_resuming, detail: text(data['dir']) || null }),
     cancel_requested: (_, t) => ({ title: t.event_cancel_requested, detail: null }),
     pause_requested: (_, t) => ({ title: t.event_pause_requested, detail: null }),

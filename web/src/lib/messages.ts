@@ -144,6 +144,8 @@ export const en = {
   event_attempt_closed: (attempt: string, reason: string) => `Attempt ${attempt} ended: ${reason}`,
   event_checkpoint: (step: string) => `Checkpoint at step ${step}`,
   event_checkpoint_corrupt: (step: string) => `The checkpoint at step ${step} is damaged and is passed over`,
+  event_checkpoint_missing: (step: string) =>
+    `The files of the checkpoint at step ${step} are not on this host`,
   event_resuming: 'Goes on from a checkpoint',
   event_cancel_requested: 'Cancelling was asked for',
   event_pause_requested: 'Pausing was asked for',

@@ -136,6 +136,7 @@ export const zh: Messages = {
   event_attempt_closed: (attempt, reason) => `第 ${attempt} 次尝试结束：${reason}`,
   event_checkpoint: (step) => `第 ${step} 步的检查点`,
   event_checkpoint_corrupt: (step) => `第 ${step} 步的检查点已损坏，将跳过`,
+  event_checkpoint_missing: (step) => `第 ${step} 步的检查点文件不在这台主机上`,
   event_resuming: '从检查点继续',
   event_cancel_requested: '已请求取消',
   event_pause_requested: '已请求暂停',
