@@ -67,9 +67,11 @@ def check(spec: NewJob, train: TrainConfig, *, known_hosts: Sequence[HostView], 
 
 def wait_reason(session: Session, spec: NewJob, *, known_hosts: Sequence[HostView]) -> str | None:
     """Why the job would wait if it were submitted now; None where it would start."""
-    waiting = [QueuedJob(job.id, job.num_devices, job.device_type) for job in jobs.queued(session)]
+    waiting = [
+        QueuedJob(job.id, job.num_devices, job.device_type, job.owner, job.priority) for job in jobs.queued(session)
+    ]
     online = [view.capacity for view in known_hosts if view.host.status is HostStatus.ONLINE]
-    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type)], online)
+    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type, priority=spec.priority)], online)
     return next((wait.reason for wait in plan.waits if wait.job_id == ""), None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -13,6 +14,9 @@ from store.errors import NotFound, PlacementConflict
 from store.models import Attempt, Device, Host
 from store.placement import HostCapacity
 from store.states import DeviceState, HostStatus
+
+IN_SERVICE: Final = frozenset({DeviceState.FREE, DeviceState.HELD})
+"""A device in another state, or a cordoned one, is given to nobody."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,26 @@ class HostView:
     @property
     def capacity(self) -> HostCapacity:
         """What the planner sees of it. A simulated NPU host has `npu` devices, as a real one."""
-        free = (one.device for one in self.devices if one.device.state is DeviceState.FREE)
+        usable = [
+            one.device for one in self.devices if one.device.state in IN_SERVICE and one.device.cordoned_at is None
+        ]
         return HostCapacity(
             name=self.host.name,
             serves=frozenset([self.host.device_type]),
-            free=tuple(device.index for device in free if device.cordoned_at is None),
+            free=tuple(device.index for device in usable if device.state is DeviceState.FREE),
             num_devices=len(self.devices),
+            usable=tuple(device.index for device in usable),
+            group=group_of(self.host.device_type, len(self.devices)),
         )
+
+
+def group_of(device_type: str, num_devices: int) -> int:
+    """The size of the linked groups of a host's devices, 0 where all are alike.
+
+    Eight Ascend devices are two HCCS rings of four, and processes of one job in two rings may not reach each other:
+    https://www.hiascend.com/document/detail/en/mindcluster/730/clustersched/schedulingug/dl_affinity_0011.html
+    """
+    return 4 if device_type == "npu" and num_devices == 8 else 0
 
 
 def register(

@@ -51,11 +51,15 @@ class Planner:
         queue, views = self._read()
         ready, held = self._hold_back(queue)
         online = [view.capacity for view in views if view.host.status is HostStatus.ONLINE]
-        plan = placement.plan([QueuedJob(job.id, job.num_devices, job.device_type) for job in ready], online)
+        plan = placement.plan(
+            [QueuedJob(job.id, job.num_devices, job.device_type, job.owner, job.priority) for job in ready], online
+        )
         placed = [one for wish in plan.placements if (one := self._place(wish))]
         waits = [*plan.waits, *self._waits_of(held, after=len(plan.waits))]
         known = {job.id: (job.position, job.wait_reason) for job in queue}
-        news = [wait for wait in waits[:TELL_FIRST] if known[wait.job_id] != (wait.position, wait.reason)]
+        news = [
+            wait for wait in waits[:TELL_FIRST] if wait.reason and known[wait.job_id] != (wait.position, wait.reason)
+        ]
         told = [
             job_id
             for start in range(0, len(news), TOLD_TOGETHER)
@@ -106,7 +110,7 @@ class Planner:
         with self._database.write() as session:
             for wait in sorted(waits, key=lambda wait: wait.job_id):
                 try:
-                    if jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason):
+                    if jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason or ""):
                         told.append(wait.job_id)
                 except NotFound:
                     continue

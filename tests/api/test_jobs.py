@@ -69,7 +69,7 @@ def test_a_dry_run_says_why_it_would_wait(
 ) -> None:
     start(submit())
     answer = client.post("/jobs", params={"dry_run": True}, json=spec | {"num_devices": 3})
-    assert answer.json()["wait_reason"] == "needs 3 free cpu devices on one host; a has 2 of 4 free"
+    assert answer.json()["wait_reason"] == "needs 3 free cpu devices on one host; a has 2 of 4 free, kept for it"
 
 
 def test_the_same_key_and_body_give_the_same_job(
