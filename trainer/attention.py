@@ -93,11 +93,13 @@ class WindowedSelfAttention(LongformerSelfAttention):
             )
         mask = _mask(attention_mask, is_index_global_attn, is_global_attn)
         mask = mask._replace(segments_BL=self.segments_BL, ends=self.ends)
+        # The query's scale goes into the weights, which are fewer than the queries.
+        scale = 1 / math.sqrt(self.head_dim)
+        q_BLE = F.linear(hidden_states, self.query.weight * scale, self.query.bias * scale)
         q_BHLD, k_BHLD, v_BHLD = (
-            project(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            x_BLE.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x_BLE in (q_BLE, self.key(hidden_states), self.value(hidden_states))
         )
-        q_BHLD = q_BHLD / math.sqrt(self.head_dim)
         out_BHLD = self.attend(q_BHLD, k_BHLD, v_BHLD, self.one_sided_attn_window_size, mask, self._dropout())
         out_BLE = out_BHLD.transpose(1, 2).flatten(2)
         if mask.hidden_BL is not None:

@@ -1,36 +1,20 @@
 """Owns attention in a sliding window by blocks: nothing of size L×window is kept between forward and backward.
 
-Shapes: B sequences, H heads, L tokens, D head size, N = B·H; a block has C queries and K keys, G global keys come
-first among them. Exact for any length and window; runs on every torch device, tuned for CPU caches.
+Shapes: B sequences, H heads, L tokens, D head size; R of the sequences go together, N = R·H; a block has C queries and
+K keys, G global keys come first among them. Exact for any length and window; runs on every torch device, tuned for
+CPU caches.
 """
-# ruff: noqa: N815
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-# Scores of this many bytes stay in a core's cache between the product that makes them and the one that uses them.
-_SCORES_BYTES = 4 << 20
+from trainer.blocks import Block, Blocks, Mask, lowest
+
 _LEVELS = 1 << 16
-
-
-class Mask(NamedTuple):
-    """Which keys a query may see beside its window; None where there is nothing to hide.
-
-    `hidden_BL`: keys out of the window's reach, padding and global ones. `global_BG`: positions of the global keys,
-    with `unused_BG` true where a sequence has fewer. `segments_BL`: queries see only keys of their own number; `ends`
-    says where those segments, padding among them, end in the rows laid end to end.
-    """
-
-    hidden_BL: torch.Tensor | None = None
-    global_BG: torch.Tensor | None = None
-    unused_BG: torch.Tensor | None = None
-    segments_BL: torch.Tensor | None = None
-    ends: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class Dropout:
 
     @property
     def threshold(self) -> int:
-        return round(self.rate * _LEVELS)
+        return min(round(self.rate * _LEVELS), _LEVELS - 1)
 
     @property
     def scale(self) -> float:
@@ -59,21 +43,9 @@ def attend(
 ) -> torch.Tensor:
     """softmax(q·k) v over keys at most `reach` tokens away and the global ones; q is scaled already.
 
-    Returns B×H×L×D of q's type. A query that may see no key gets an arbitrary mean: callers overwrite such rows.
+    Returns B×H×L×D of q's type. What comes out for hidden queries is arbitrary: callers overwrite it.
     """
     return _Banded.apply(q_BHLD, k_BHLD, v_BHLD, reach, mask, dropout)  # pyright: ignore[reportReturnType]
-
-
-class _Block(NamedTuple):
-    """Queries [start, end) of some sequences and the keys [low, high) that at least one of them reaches."""
-
-    number: int
-    rows: slice
-    heads: slice
-    start: int
-    end: int
-    low: int
-    high: int
 
 
 class _Banded(torch.autograd.Function):
@@ -87,198 +59,194 @@ class _Banded(torch.autograd.Function):
         mask: Mask,
         dropout: Dropout | None,
     ) -> torch.Tensor:
-        shape = q_BHLD.shape
-        q, k, v = (x.flatten(0, 1).contiguous() for x in (q_BHLD, k_BHLD, v_BHLD))
-        out = torch.empty_like(q)
-        with torch.autocast(q.device.type, enabled=False):
-            walk = _Walk(q, k, shape[1], reach, mask, dropout)
-            v_global = walk.take_global(v)
-            for block in walk.blocks():
-                probabilities = walk.probabilities(block)
-                kept = walk.drop(block, probabilities)
-                walk.mix(block, kept, v, v_global, out[block.heads, block.start : block.end])
-        ctx.save_for_backward(q, k, v, *mask[:4])
-        ctx.rest = shape, reach, dropout
-        return out.view(shape)
+        # Zeros: blocks in which nobody sees anything are passed over.
+        out_BHLD = _zeros(q_BHLD)
+        with torch.autocast(q_BHLD.device.type, enabled=False):
+            walk = _Walk(q_BHLD, reach, mask, dropout)
+            for group in walk.groups(q_BHLD, k_BHLD, v_BHLD):
+                for block in group.blocks:
+                    probabilities = walk.probabilities(group, block)
+                    kept = walk.drop(probabilities, block, into=probabilities)
+                    out = _mix(kept, group.v[:, block.low : block.high], group.v_global)
+                    # What dropout keeps is scaled up here, where there is least to scale.
+                    torch.mul(walk.by_row(out), walk.scale, out=out_BHLD[group.rows, :, block.start : block.end])
+        ctx.save_for_backward(q_BHLD, k_BHLD, v_BHLD, *mask[:4])
+        ctx.rest = reach, dropout
+        return out_BHLD
 
     @staticmethod
     def backward(ctx: Any, grad_BHLD: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        q, k, v, *mask = ctx.saved_tensors
-        shape, reach, dropout = ctx.rest
-        grad = grad_BHLD.to(q.dtype).flatten(0, 1).contiguous()
-        with torch.autocast(q.device.type, enabled=False):
-            walk = _Walk(q, k, shape[1], reach, Mask(*mask), dropout)
-            dq, dk, dv = _gradients(walk, v, grad)
-        return dq.view(shape), dk.view(shape), dv.view(shape), None, None, None
+        q_BHLD, k_BHLD, v_BHLD, *mask = ctx.saved_tensors
+        reach, dropout = ctx.rest
+        gradients = [_zeros(q_BHLD) for _ in range(3)]
+        with torch.autocast(q_BHLD.device.type, enabled=False):
+            walk = _Walk(q_BHLD, reach, Mask(*mask), dropout)
+            for group in walk.groups(q_BHLD, k_BHLD, v_BHLD):
+                grad = grad_BHLD[group.rows].to(q_BHLD.dtype)
+                _write_gradients(walk, group, grad, *(x[group.rows] for x in gradients))
+        return *gradients, None, None, None
 
 
-def _gradients(walk: "_Walk", v: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+class _Group(NamedTuple):
+    """Sequences that go together; q, k, v and the global keys and values are N×L×D and N×G×D."""
+
+    rows: slice
+    blocks: list[Block]
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    k_global: torch.Tensor | None
+    v_global: torch.Tensor | None
+
+
+def _write_gradients(
+    walk: "_Walk", group: _Group, grad: torch.Tensor, dq: torch.Tensor, dk: torch.Tensor, dv: torch.Tensor
+) -> None:
     """The probabilities are made again, block by block, from the same inputs and the same dropout seed."""
-    q, k, num_global = walk.q, walk.k, walk.num_global
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    v_global = walk.take_global(v)
-    dk_global = torch.zeros_like(walk.k_global) if walk.k_global is not None else None
-    dv_global = torch.zeros_like(v_global) if v_global is not None else None
-    for block in walk.blocks():
+    # Views where the group is one sequence; otherwise copies, which are copied back.
+    dk_NLD, dv_NLD = dk.flatten(0, 1), dv.flatten(0, 1)
+    dk_global, dv_global = (None if x is None else torch.zeros_like(x) for x in (group.k_global, group.v_global))
+    for block in group.blocks:
         own, keys = slice(block.start, block.end), slice(block.low, block.high)
-        grad_block = grad[block.heads, own]
-        probabilities = walk.probabilities(block)
-        kept = walk.drop(block, probabilities, keep_input=True)
-        dv[block.heads, keys].baddbmm_(kept[..., num_global:].mT, grad_block)
-        slopes = walk.buffer(block, 1)
-        torch.bmm(grad_block, v[block.heads, keys].mT, out=slopes[..., num_global:])
-        if v_global is not None and dv_global is not None:
-            dv_global[block.heads].baddbmm_(kept[..., :num_global].mT, grad_block)
-            slopes[..., :num_global] = torch.bmm(grad_block, v_global[block.heads].mT)
-        walk.drop_again(block, slopes)
-        slopes = torch.ops.aten._softmax_backward_data(slopes, probabilities, -1, slopes.dtype)
-        torch.bmm(slopes[..., num_global:], k[block.heads, keys], out=dq[block.heads, own])
-        dk[block.heads, keys].baddbmm_(slopes[..., num_global:].mT, q[block.heads, own])
-        if walk.k_global is not None and dk_global is not None:
-            dq[block.heads, own].baddbmm_(slopes[..., :num_global], walk.k_global[block.heads])
-            dk_global[block.heads].baddbmm_(slopes[..., :num_global].mT, q[block.heads, own])
-    walk.give_global(dk, dk_global)
-    walk.give_global(dv, dv_global)
-    return dq, dk, dv
+        grad_block = (grad[:, :, own] * walk.scale).flatten(0, 1)
+        probabilities = walk.probabilities(group, block)
+        kept = walk.drop(probabilities, block, into=walk.room(1, probabilities.shape))
+        _add_mixed(dv_NLD[:, keys], dv_global, kept, grad_block)
+        slopes = walk.multiply(grad_block, group.v[:, keys], group.v_global, which=1)
+        walk.drop_again(slopes)
+        torch.ops.aten._softmax_backward_data.out(slopes, probabilities, -1, slopes.dtype, grad_input=slopes)
+        dq[:, :, own] = walk.by_row(_mix(slopes, group.k[:, keys], group.k_global))
+        _add_mixed(dk_NLD[:, keys], dk_global, slopes, group.q[:, own])
+    walk.give_global(group.rows, dk_NLD, dk_global)
+    walk.give_global(group.rows, dv_NLD, dv_global)
+    if dk_NLD.data_ptr() != dk.data_ptr():
+        dk.copy_(walk.by_row(dk_NLD))
+        dv.copy_(walk.by_row(dv_NLD))
 
 
 class _Walk:
-    """One pass over the blocks, with the buffers that all of them share."""
+    """One pass over the blocks, with the memory that all of them share."""
 
-    def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, heads: int, reach: int, mask: Mask, dropout: Dropout | None
-    ) -> None:
-        self.q, self.k, self.heads, self.reach, self.mask = q, k, heads, reach, mask
-        self.dropout = dropout if dropout is not None and dropout.threshold > 0 else None
-        self.num_global = 0 if mask.global_BG is None else mask.global_BG.shape[1]
-        self.length = q.shape[1]
-        self.block_length = min(self.length, max(64, min(128, reach // 2 // 16 * 16)))
-        widest = self.num_global + min(self.length, self.block_length + 2 * reach)
-        a_row = heads * self.block_length * widest * q.element_size()
-        self.rows_at_once = max(1, _SCORES_BYTES // a_row) if q.device.type == "cpu" else q.shape[0] // heads
-        self._buffers: dict[int, torch.Tensor] = {}
+    def __init__(self, q_BHLD: torch.Tensor, reach: int, mask: Mask, dropout: Dropout | None) -> None:
+        self.scale = 1.0 if dropout is None else dropout.scale
+        self._blocks = Blocks(q_BHLD, reach, mask)
+        self._mask, self._like, self._heads = mask, q_BHLD, q_BHLD.shape[1]
+        self._num_global = 0 if mask.global_BG is None else mask.global_BG.shape[1]
+        self._stream: _Stream | None = None
+        if dropout is not None and dropout.threshold > 0:
+            self._stream = _Stream(dropout, self._blocks, q_BHLD.device)
         self._kept: torch.Tensor | None = None
-        self.k_global = self.take_global(k)
+        self._rooms: dict[int, torch.Tensor] = {}
 
-    def blocks(self) -> Iterator[_Block]:
-        num_rows, number = self.q.shape[0] // self.heads, 0
-        for first in range(0, num_rows, self.rows_at_once):
-            rows = slice(first, min(num_rows, first + self.rows_at_once))
-            heads = slice(rows.start * self.heads, rows.stop * self.heads)
-            for start in range(0, self.length, self.block_length):
-                end = min(self.length, start + self.block_length)
-                low, high = max(0, start - self.reach), min(self.length, end + self.reach)
-                yield _Block(number, rows, heads, start, end, low, high)
-                number += 1
+    def groups(self, q_BHLD: torch.Tensor, k_BHLD: torch.Tensor, v_BHLD: torch.Tensor) -> Iterator[_Group]:
+        for rows, blocks in self._blocks.groups():
+            q, k, v = (x[rows].flatten(0, 1) for x in (q_BHLD, k_BHLD, v_BHLD))
+            yield _Group(rows, blocks, q, k, v, self._take_global(rows, k), self._take_global(rows, v))
 
-    def buffer(self, block: _Block, which: int) -> torch.Tensor:
-        """Room for one block's scores, N×C×(G+K), written over by the next block."""
-        shape = block.heads.stop - block.heads.start, block.end - block.start, self.num_global + block.high - block.low
-        size = shape[0] * shape[1] * shape[2]
-        held = self._buffers.get(which)
+    def by_row(self, x: torch.Tensor) -> torch.Tensor:
+        """N×… as R×H×…"""
+        return x.unflatten(0, (-1, self._heads))
+
+    def room(self, which: int, shape: torch.Size) -> torch.Tensor:
+        """Memory for one block's scores, written over by the next block."""
+        size = shape.numel()
+        held = self._rooms.get(which)
         if held is None or held.numel() < size:
-            held = self._buffers[which] = torch.empty(size, dtype=self.q.dtype, device=self.q.device)
+            held = self._rooms[which] = torch.empty(size, dtype=self._like.dtype, device=self._like.device)
         return held[:size].view(shape)
 
-    def probabilities(self, block: _Block) -> torch.Tensor:
-        scores = self.buffer(block, 0)
-        q = self.q[block.heads, block.start : block.end]
-        local = scores[..., self.num_global :]
-        torch.bmm(q, self.k[block.heads, block.low : block.high].mT, out=local)
-        if self.k_global is not None:
-            scores[..., : self.num_global] = torch.bmm(q, self.k_global[block.heads].mT)
-        self._hide(block, scores, local)
+    def multiply(self, x: torch.Tensor, y: torch.Tensor, y_global: torch.Tensor | None, *, which: int) -> torch.Tensor:
+        """x·y for the global keys and those of the block, N×C×(G+K), in the room of that number."""
+        products = self.room(which, torch.Size((*x.shape[:2], self._num_global + y.shape[1])))
+        torch.bmm(x, y.mT, out=products[..., self._num_global :])
+        if y_global is not None:
+            products[..., : self._num_global] = torch.bmm(x, y_global.mT)
+        return products
+
+    def probabilities(self, group: _Group, block: Block) -> torch.Tensor:
+        q, k = group.q[:, block.start : block.end], group.k[:, block.low : block.high]
+        scores = self.multiply(q, k, group.k_global, which=0)
+        self._blocks.hide(block, self.by_row(scores[..., self._num_global :]))
+        if self._mask.unused_BG is not None:
+            unused = self._mask.unused_BG[group.rows, None, None, :]
+            self.by_row(scores[..., : self._num_global]).masked_fill_(unused, lowest(scores.dtype))
         # Accumulated in single precision whatever the scores are, as in stock Longformer.
-        return torch.softmax(scores, -1)
+        return torch.softmax(scores, -1, out=scores)
 
-    def drop(self, block: _Block, probabilities: torch.Tensor, *, keep_input: bool = False) -> torch.Tensor:
-        if self.dropout is None:
+    def drop(self, probabilities: torch.Tensor, block: Block, *, into: torch.Tensor) -> torch.Tensor:
+        """What dropout keeps of the probabilities, not scaled up."""
+        if self._stream is None:
             return probabilities
-        self._kept = _kept_share(self.dropout, block.number, probabilities)
-        return probabilities * self._kept if keep_input else probabilities.mul_(self._kept)
+        self._kept = self.room(2, probabilities.shape)
+        self._stream.write_kept(block.number, self._kept)
+        return torch.mul(probabilities, self._kept, out=into)
 
-    def drop_again(self, block: _Block, slopes: torch.Tensor) -> None:
-        if self.dropout is not None:
-            assert self._kept is not None
+    def drop_again(self, slopes: torch.Tensor) -> None:
+        if self._kept is not None:
             slopes.mul_(self._kept)
 
-    def mix(
-        self, block: _Block, kept: torch.Tensor, v: torch.Tensor, v_global: torch.Tensor | None, out: torch.Tensor
-    ) -> None:
-        torch.bmm(kept[..., self.num_global :], v[block.heads, block.low : block.high], out=out)
-        if v_global is not None:
-            out.baddbmm_(kept[..., : self.num_global], v_global[block.heads])
-
-    def take_global(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The rows of N×L×D at the global positions, N×G×D."""
-        index = self._global_index(x)
-        return None if index is None else x.gather(1, index)
-
-    def give_global(self, gradient: torch.Tensor, gradient_global: torch.Tensor | None) -> None:
+    def give_global(self, rows: slice, gradient: torch.Tensor, gradient_global: torch.Tensor | None) -> None:
         """Adds the gradients of the global keys to those of the tokens they are."""
-        index = self._global_index(gradient)
-        if index is not None and gradient_global is not None:
-            gradient.scatter_add_(1, index, gradient_global)
+        if gradient_global is not None:
+            gradient.scatter_add_(1, self._global_index(rows, gradient), gradient_global)
 
-    def _global_index(self, x: torch.Tensor) -> torch.Tensor | None:
-        if self.mask.global_BG is None:
-            return None
-        index = self.mask.global_BG.repeat_interleave(self.heads, 0)
+    def _take_global(self, rows: slice, x: torch.Tensor) -> torch.Tensor | None:
+        """The rows of N×L×D at the global positions, N×G×D."""
+        return None if self._mask.global_BG is None else x.gather(1, self._global_index(rows, x))
+
+    def _global_index(self, rows: slice, x: torch.Tensor) -> torch.Tensor:
+        assert self._mask.global_BG is not None
+        index = self._mask.global_BG[rows].repeat_interleave(self._heads, 0)
         return index.unsqueeze(-1).expand(-1, -1, x.shape[2])
 
-    def _hide(self, block: _Block, scores: torch.Tensor, local: torch.Tensor) -> None:
-        # Finite, so that a row in which everything is hidden gives numbers; nobody reads them.
-        lowest = torch.finfo(scores.dtype).min
-        rows, keys = block.end - block.start, block.high - block.low
-        before = rows - 1 - (block.low - (block.start - self.reach))
-        after = block.high - block.start - self.reach - 1
-        if before > 0:
-            shift = self.reach - (block.start - block.low)
-            local[..., :before].add_(_corner(rows, before, shift, scores.dtype, scores.device))
-        if after > 0:
-            start = block.start - block.low + self.reach + 1
-            local[..., keys - after :].add_(_far_corner(rows, after, keys - after - start, scores.dtype, scores.device))
-        hidden = self._hidden_keys(block)
-        if hidden is not None:
-            _by_row(local, self.heads).masked_fill_(hidden, lowest)
-        if self.mask.unused_BG is not None:
-            unused = self.mask.unused_BG[block.rows, None, None, :]
-            _by_row(scores[..., : self.num_global], self.heads).masked_fill_(unused, lowest)
 
-    def _hidden_keys(self, block: _Block) -> torch.Tensor | None:
-        """True where a key is hidden from a query: B×1×(1 or C)×K."""
-        hidden = None
-        if self.mask.hidden_BL is not None:
-            hidden = self.mask.hidden_BL[block.rows, None, None, block.low : block.high]
-        if self.mask.segments_BL is not None:
-            segments = self.mask.segments_BL[block.rows]
-            other = segments[:, block.start : block.end, None] != segments[:, None, block.low : block.high]
-            hidden = other[:, None] if hidden is None else hidden | other[:, None]
-        return hidden
+def _zeros(like_BHLD: torch.Tensor) -> torch.Tensor:
+    """B×H×L×D, in memory B×L×H×D as projections give and take it, so that nobody has to copy."""
+    return torch.zeros_like(like_BHLD.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
-def _kept_share(dropout: Dropout, number: int, like: torch.Tensor) -> torch.Tensor:
-    """0 where a probability is dropped and 1 / (1 - rate) elsewhere: 16 random bits for each."""
-    # Four of them to a 64-bit draw: the generator is most of what dropout costs on a CPU.
-    generator = np.random.SFC64([dropout.seed, number])
-    draws = generator.random_raw(-(-like.numel() // 4)).view(np.int16)[: like.numel()]
-    bits = torch.from_numpy(draws).to(like.device).view(like.shape)
-    return bits.ge(dropout.threshold - _LEVELS // 2).to(like.dtype).mul_(dropout.scale)
+def _mix(weights: torch.Tensor, x: torch.Tensor, x_global: torch.Tensor | None) -> torch.Tensor:
+    """The keys' x and x_global, N×K×D and N×G×D, added up by weights N×C×(G+K) to N×C×D."""
+    num_global = weights.shape[-1] - x.shape[1]
+    mixed = torch.bmm(weights[..., num_global:], x)
+    return mixed if x_global is None else mixed.baddbmm_(weights[..., :num_global], x_global)
 
 
-def _by_row(x: torch.Tensor, heads: int) -> torch.Tensor:
-    return x.unflatten(0, (-1, heads))
+def _add_mixed(total: torch.Tensor, total_global: torch.Tensor | None, weights: torch.Tensor, x: torch.Tensor) -> None:
+    """Adds the queries' x, N×C×D, by weights N×C×(G+K) to the keys' totals."""
+    num_global = weights.shape[-1] - total.shape[1]
+    total.baddbmm_(weights[..., num_global:].mT, x)
+    if total_global is not None:
+        total_global.baddbmm_(weights[..., :num_global].mT, x)
 
 
-@lru_cache(maxsize=64)
-def _corner(rows: int, columns: int, shift: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Hides the keys that lie too far before a query: column j of row i where j + shift < i."""
-    row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)
-    return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(column + shift < row, float("-inf"))
+class _Stream:
+    """The random bits of one pass: which of a block's probabilities dropout keeps, 16 bits for each.
+
+    Drawing them all would be most of what dropout costs. Two tables are drawn, and a block's bits are a stretch of the
+    one xor a stretch of the other, from places of its own: as in tabulation hashing, any two are independent.
+    """
+
+    def __init__(self, dropout: Dropout, blocks: Blocks, device: torch.device) -> None:
+        self._first_kept = dropout.threshold - _LEVELS // 2
+        generator = np.random.SFC64(dropout.seed)
+        stretch = _words(blocks.most_scores)
+        self._starts = np.random.Generator(generator).integers(0, stretch, (blocks.count, 2))
+        draws = generator.random_raw(4 * stretch).view(np.int64).reshape(2, -1)
+        self._tables = torch.from_numpy(draws).to(device)
+        self._bits = torch.empty(stretch, dtype=torch.int64, device=device)
+
+    def write_kept(self, number: int, kept: torch.Tensor) -> None:
+        """Writes 0 where a probability of that block is dropped and 1 elsewhere."""
+        words = _words(kept.numel())
+        one, other = (
+            table[start : start + words] for table, start in zip(self._tables, self._starts[number], strict=True)
+        )
+        bits = torch.bitwise_xor(one, other, out=self._bits[:words]).view(torch.int16)
+        # A comparison that writes floating point is far faster than one that writes bool.
+        torch.ge(bits[: kept.numel()].view(kept.shape), self._first_kept, out=kept)
 
 
-@lru_cache(maxsize=64)
-def _far_corner(rows: int, columns: int, shift: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Hides the keys that lie too far behind a query: column j of row i where j + shift >= i."""
-    row, column = torch.arange(rows, device=device)[:, None], torch.arange(columns, device=device)
-    return torch.zeros(rows, columns, dtype=dtype, device=device).masked_fill_(column + shift >= row, float("-inf"))
+def _words(count: int) -> int:
+    """64-bit words that hold 16 bits for each of so many."""
+    return -(-count // 4)

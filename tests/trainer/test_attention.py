@@ -132,22 +132,48 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     # Each output is a mean of some 129 kept-or-dropped ones, 65,536 outputs for four heads share 264,192 draws each.
     assert float(kept.mean()) == pytest.approx(1.0, abs=2e-3)
     assert float(kept[:, :, 64:-64, 0].std()) == pytest.approx((0.1 / 0.9 / 129) ** 0.5, rel=0.1)
+    # Were heads or blocks dropped alike, means over them would spread more than those of independent draws.
+    inner = kept[:, :, 64:-64, 0].unflatten(2, (-1, 64)).mean((1, 2))
+    assert float(inner.std()) == pytest.approx((0.1 / 0.9 / 129 / 4 / 30) ** 0.5, rel=0.5)
     again = banded.attend(q, k, v, 64, banded.Mask(), banded.Dropout(0.1, seed=5))
     other = banded.attend(q, k, v, 64, banded.Mask(), banded.Dropout(0.1, seed=6))
     assert torch.equal(kept, again)
     assert not torch.equal(kept, other)
 
 
-def test_segments_do_not_see_each_other() -> None:
-    _, ours = modules(16, 2, 16)
-    hidden = torch.randn(1, 50, 16)
-    mask = torch.zeros(1, 50)
-    ours.segments_BL = torch.tensor([0] * 20 + [1] * 30)[None]
-    packed = ours(hidden, mask, mask < 0, mask > 0, False)[0]
-    ours.segments_BL = None
-    first = ours(hidden[:, :20], mask[:, :20], mask[:, :20] < 0, mask[:, :20] > 0, False)[0]
-    second = ours(hidden[:, 20:], mask[:, 20:], mask[:, 20:] < 0, mask[:, 20:] > 0, False)[0]
-    assert torch.allclose(packed, torch.cat([first, second], 1), atol=1e-6)
+@settings(max_examples=40, deadline=None)
+@given(
+    parts=st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=3),
+    reach=st.integers(1, 40),
+)
+def test_packed_segments_are_as_if_alone(parts: list[list[int]], reach: int) -> None:
+    """Rows of segments and padding, against each segment by itself: outputs and gradients."""
+    length = max(map(sum, parts))
+    padded = [[*row, length - sum(row)] for row in parts]
+    numbers = [[*range(1, len(row)), 0] for row in padded]
+    segments = torch.stack(
+        [torch.tensor(n).repeat_interleave(torch.tensor(r)) for n, r in zip(numbers, padded, strict=True)]
+    )
+    generator = torch.Generator().manual_seed(length)
+    q, k, v, weight = (
+        torch.randn(len(parts), 2, length, 3, dtype=torch.float64, generator=generator) for _ in range(4)
+    )
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    seen = (segments > 0)[:, None, :, None]
+
+    def gradients(out: torch.Tensor) -> list[torch.Tensor]:
+        return [out, *torch.autograd.grad((out * weight).sum(), leaves)]
+
+    hidden = segments == 0
+    packed = banded.attend(q, k, v, reach, banded.Mask(hidden if bool(hidden.any()) else None, segments_BL=segments))
+    alone = torch.zeros_like(packed)
+    for row, lengths in enumerate(parts):
+        ends = torch.tensor(lengths).cumsum(0).tolist()
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            part = (x[row : row + 1, :, start:end] for x in leaves)
+            alone[row, :, start:end] = banded.attend(*part, reach, banded.Mask())[0]  # pyright: ignore[reportCallIssue]
+    for ours, expected in zip(gradients(packed.where(seen, 0)), gradients(alone), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-12)
 
 
 @pytest.fixture
