@@ -3,7 +3,12 @@
 Shapes: B sequences, L tokens, E hidden size, H heads, D head size, G global tokens.
 """
 
+import importlib
+import importlib.util
 import math
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 import torch
@@ -28,8 +33,15 @@ class Implementation(Protocol):
     ) -> torch.Tensor: ...
 
 
-# The banded one is plain torch: it is right on every device, and tuned for CPUs.
-_IMPLEMENTATIONS: dict[str, Implementation] = {"cpu": banded.attend, "cuda": banded.attend, "npu": npu.attend}
+def candidates(device_type: str) -> dict[str, Implementation]:
+    """What runs on a device, by name; the first is what `install` takes."""
+    if device_type == "npu":
+        return {"npu": npu.attend}
+    # Plain torch: right on every device, and tuned for CPUs.
+    plain: dict[str, Implementation] = {"banded": banded.attend}
+    if device_type == "cuda" and _triton_runs():
+        return {"cuda": importlib.import_module("trainer.cuda").attend} | plain
+    return plain
 
 
 def install(network: LongformerForMaskedLM, device_type: str) -> str:
@@ -38,10 +50,10 @@ def install(network: LongformerForMaskedLM, device_type: str) -> str:
     The parameters and their names stay what they are, so checkpoints are those of stock Longformer.
     Returns the implementation's name.
     """
-    attend = _IMPLEMENTATIONS[device_type]
+    name, attend = next(iter(candidates(device_type).items()))
     for layer in _layers(network):
         layer.attention.self = WindowedSelfAttention.adopt(layer.attention.self, attend)
-    return attend.__module__.rpartition(".")[2]  # pyright: ignore[reportAttributeAccessIssue]
+    return name
 
 
 def separate(network: LongformerForMaskedLM, segments_BL: torch.Tensor, *, packed: bool) -> None:
@@ -149,6 +161,18 @@ class WindowedSelfAttention(LongformerSelfAttention):
         # Under dropout the probabilities no longer sum to one, and the bias is weighed by what is left.
         out_BGHD = out_BGHD + probabilities.sum(-1, keepdim=True) * value.bias.unflatten(0, heads)
         return out_BGHD.flatten(2)
+
+
+def _triton_runs() -> bool:
+    """Triton comes with torch's CUDA builds only. It builds its launcher with a C compiler at the first launch."""
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    builds = (shutil.which("gcc") or shutil.which("clang")) and header.exists()
+    return bool(
+        builds
+        and importlib.util.find_spec("triton")
+        and torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= (8, 0)
+    )
 
 
 def _mask(attention_mask_BL: torch.Tensor, is_global_BL: torch.Tensor, has_global: bool) -> Mask:
