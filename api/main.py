@@ -44,7 +44,14 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(module.router)
     app.add_middleware(Guard, settings=settings, identities=plane.identities)
     app.add_middleware(Edge)
+    _settle_routes(app)
     return app
+
+
+def _settle_routes(app: FastAPI) -> None:
+    """FastAPI works a route out when the first request comes by it: here, so that two servers of one process do not do it at once."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "/none", "root_path": ""})
 
 
 def _operation_id(route: APIRoute) -> str:
