@@ -34,11 +34,14 @@ def _train(path: Path, wish: stop.StopWish, startup: StartUp) -> int:
 
     config = RunConfig.model_validate_json(path.read_bytes())
     _prepare_libraries(config.allow_network)
+    here = place.here()
+    if config.cpu_affinity:
+        # Before numpy and torch are there: their threads keep the cores they were started with.
+        place.keep_to_share(here)
     # Imported here so that a signal during these seconds finds somebody listening.
     from trainer import device, loop
     from trainer.report import Reporter
 
-    here = place.here()
     startup.passed("imports")
     with Reporter(path.parent, here, startup) as reporter:
         try:

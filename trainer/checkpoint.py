@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -75,18 +74,51 @@ def read(reference: CheckpointRef, network: nn.Module, optimizer: torch.optim.Op
     return cast(dict[str, Any], saved["state"])
 
 
-def prune(parent: Path, keep: int, spared: Collection[Path]) -> None:
-    """Deletes all but the newest `keep` checkpoints and the spared ones, and what a dead run left half written."""
-    steps: dict[int, Path] = {}
-    for path in parent.iterdir():
-        match = re.fullmatch(r"step-(\d+)", path.name)
-        if match:
-            steps[int(match[1])] = path
-        elif re.fullmatch(r"step-\d+\.tmp", path.name):
-            shutil.rmtree(path, ignore_errors=True)
-    for step in sorted(steps)[:-keep]:
-        if steps[step] not in spared:
-            shutil.rmtree(steps[step], ignore_errors=True)
+class Keep(NamedTuple):
+    """Which checkpoints of a directory stay: the newest ones and the best within a budget, and the one resumed from."""
+
+    newest: int
+    budget_bytes: int | None
+    best: Path | None
+    resumed: Path | None
+
+
+def prune(parent: Path, keep: Keep, *, coming: bool = False) -> int:
+    """Deletes what need not stay, and what a dead run left half written. Returns the bytes that stay.
+
+    Over the budget the oldest go first and the best last; the newest and the one resumed from never do. With `coming`
+    it makes room for one more, as large as the newest is.
+    """
+    for path in parent.glob("step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    found = _by_step(parent)
+    if not found:
+        return 0
+    fixed = {path.resolve() for path in (found[-1], keep.resumed) if path is not None}
+    best = keep.best.resolve() if keep.best is not None else None
+    for path in [p for p in found[: -keep.newest] if p.resolve() not in {*fixed, best}]:
+        shutil.rmtree(path, ignore_errors=True)
+        found.remove(path)
+    sizes = {path: _size(path) for path in found}
+    total = sum(sizes.values()) + (sizes[found[-1]] if coming else 0)
+    for path in sorted(
+        (p for p in found if p.resolve() not in fixed), key=lambda p: (p.resolve() == best, found.index(p))
+    ):
+        if keep.budget_bytes is None or total <= keep.budget_bytes:
+            break
+        shutil.rmtree(path, ignore_errors=True)
+        total -= sizes[path]
+    return total
+
+
+def _by_step(parent: Path) -> list[Path]:
+    """The published checkpoints, oldest first."""
+    steps = {int(m[1]): path for path in parent.iterdir() if (m := re.fullmatch(r"step-(\d+)", path.name))}
+    return [steps[step] for step in sorted(steps)]
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
 
 
 def _weights(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,65 +1,21 @@
 """Owns the typed training spec. Must not import torch: the API and the worker import this module."""
 
-import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, cast, get_args
+from typing import Annotated, Literal, NamedTuple, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import Field, model_validator
+
+from trainer.shape import Activation, LongformerShape, Spec, past_positions, read_model_config, refuse
 
 DeviceType = Literal["npu", "cuda", "cpu"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_npu_fused"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 Masking = Literal["token", "whole_word", "ngram"]
-Activation = Literal[
-    "gelu", "gelu_python", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"
-]
 Source = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
-# RoBERTa and Longformer number positions from pad_token_id + 1, and the pad token is 1 in both.
-RESERVED_POSITIONS = 2
-MODEL_CONFIG_LIMIT_BYTES = 1 << 20
 
-
-class _Spec(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=False
-    )
-
-
-class LongformerShape(_Spec):
-    """The size of a Longformer that starts from random weights; the vocabulary comes from the tokenizer."""
-
-    num_hidden_layers: int = Field(default=12, ge=1, le=96, description="Transformer layers.")
-    hidden_size: int = Field(default=768, ge=8, le=8192, description="Width; a multiple of num_attention_heads.")
-    num_attention_heads: int = Field(default=12, ge=1, le=128, description="Attention heads in each layer.")
-    intermediate_size: int = Field(default=3072, ge=8, le=65536, description="Width of the feed-forward layers.")
-    attention_window: int = Field(
-        default=512, ge=2, le=8192, multiple_of=2, description="Tokens each token sees, half on each side. Even."
-    )
-    max_position_embeddings: int = Field(
-        default=4098, ge=8, le=131074, description="Positions plus the two that RoBERTa reserves: 4098 for 4096 tokens."
-    )
-    hidden_dropout_prob: float = Field(default=0.1, ge=0, lt=1, description="Dropout after each sub-layer.")
-    attention_probs_dropout_prob: float = Field(
-        default=0.1, ge=0, lt=1, description="Dropout on attention probabilities."
-    )
-    initializer_range: float = Field(default=0.02, gt=0, le=1, description="Standard deviation of the initial weights.")
-    layer_norm_eps: float = Field(default=1e-5, gt=0, le=1e-2, description="Epsilon of the layer norms.")
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.hidden_size % self.num_attention_heads:
-            raise _refuse(
-                "hidden_size",
-                self.hidden_size,
-                f"is not a multiple of num_attention_heads ({self.num_attention_heads}); change either",
-            )
-        return self
-
-
-class TrainConfig(_Spec):
+class TrainConfig(Spec):
     """What to train, named as Hugging Face's TrainingArguments and run_mlm.py name things.
 
     One class is the API's schema, the JSON in the database and, as RunConfig, what the ranks read.
@@ -151,54 +107,61 @@ class TrainConfig(_Spec):
     logging_steps: int = Field(default=10, ge=1, le=1_000_000, description="Report every so many steps.")
     save_steps: int = Field(default=500, ge=1, le=100_000_000, description="Write a checkpoint every so many steps.")
     save_total_limit: int = Field(
-        default=2, ge=1, le=1000, description="Newest checkpoints kept, beside the best by eval_loss."
+        default=2, ge=1, le=1000, description="Newest checkpoints kept, beside the best of those evaluated."
+    )
+    save_total_limit_bytes: int | None = Field(
+        default=None,
+        ge=1 << 20,
+        le=1 << 50,
+        description="Disk that checkpoints may take together; the oldest go first, the newest never.",
     )
     dataloader_num_workers: int = Field(
         default=0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank."
     )
     dataloader_pin_memory: bool = Field(default=True, description="Page-locked host memory for copies to a device.")
+    cpu_affinity: bool = Field(
+        default=True, description="Each rank of a host keeps to its own share of the host's cores."
+    )
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:
         given = [name for name in MODEL_FIELDS if getattr(self, name) is not None]
         if not given:
-            raise _refuse(
+            raise refuse(
                 "model_name_or_path", None, "is missing: give it, or config_name or from_scratch for a new model"
             )
         if len(given) > 1:
-            raise _refuse(
-                given[1], getattr(self, given[1]), f"cannot be given beside {given[0]}; leave one of them out"
-            )
+            raise refuse(given[1], getattr(self, given[1]), f"cannot be given beside {given[0]}; leave one of them out")
         return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_steps == 0:
-            raise _refuse("max_steps", 0, "must be -1 (use num_train_epochs) or at least 1")
+            raise refuse("max_steps", 0, "must be -1 (use num_train_epochs) or at least 1")
         if self.warmup_steps and self.warmup_ratio:
-            raise _refuse("warmup_ratio", self.warmup_ratio, "cannot be given beside warmup_steps; leave one at 0")
+            raise refuse("warmup_ratio", self.warmup_ratio, "cannot be given beside warmup_steps; leave one at 0")
         if self.bf16 and self.fp16:
-            raise _refuse("fp16", True, "cannot be given beside bf16; choose one")
+            raise refuse("fp16", True, "cannot be given beside bf16; choose one")
         if self.do_eval and self.validation_file is None:
-            raise _refuse("validation_file", None, "is missing: give it, or set do_eval to false")
+            raise refuse("validation_file", None, "is missing: give it, or set do_eval to false")
         if self.eval_steps is not None and not self.do_eval:
-            raise _refuse("eval_steps", self.eval_steps, "has no effect while do_eval is false; remove it")
+            raise refuse("eval_steps", self.eval_steps, "has no effect while do_eval is false; remove it")
         if self.packing and self.group_by_length:
-            raise _refuse("group_by_length", True, "has no effect beside packing; choose one")
+            raise refuse("group_by_length", True, "has no effect beside packing; choose one")
         if self.tokenizer_name is None and self.model_name_or_path is None:
-            raise _refuse("tokenizer_name", None, "is missing: a new model brings no tokenizer, so name one")
+            raise refuse("tokenizer_name", None, "is missing: a new model brings no tokenizer, so name one")
         return self
 
     @model_validator(mode="after")
     def _fits_positions(self) -> Self:
         if self.from_scratch is not None:
-            message = _past_positions(self.max_seq_length, self.from_scratch.max_position_embeddings)
+            message = past_positions(self.max_seq_length, self.from_scratch.max_position_embeddings)
             if message:
-                raise _refuse("max_seq_length", self.max_seq_length, message + ", or raise max_position_embeddings")
+                raise refuse("max_seq_length", self.max_seq_length, message + ", or raise max_position_embeddings")
         return self
 
 
-class CheckpointRef(_Spec):
+class CheckpointRef(Spec):
     """A checkpoint to resume from: opened only if its manifest has this hash."""
 
     dir: str
@@ -226,7 +189,7 @@ class RunConfig(TrainConfig):
     @model_validator(mode="after")
     def _precision_fits_device(self) -> Self:
         if self.fp16 and self.device_type == "cpu":
-            raise _refuse("fp16", True, "does not run on cpu; use bf16 or neither")
+            raise refuse("fp16", True, "does not run on cpu; use bf16 or neither")
         return self
 
 
@@ -313,7 +276,7 @@ def _check_model_directory(train: TrainConfig) -> list[Problem]:
         return []
     directory = Path(value)
     try:
-        config = _read_model_config(directory / "config.json")
+        config = read_model_config(directory / "config.json")
     except ValueError as error:
         return [Problem(field, str(error))]
     problems: list[Problem] = []
@@ -323,55 +286,10 @@ def _check_model_directory(train: TrainConfig) -> list[Problem]:
         message = _check_tokenizer(directory)
         if message:
             problems.append(Problem("tokenizer_name", f"is not given, and {field} {message}"))
-    message = _past_positions(train.max_seq_length, config["max_position_embeddings"])
+    message = past_positions(train.max_seq_length, config["max_position_embeddings"])
     if message:
         problems.append(Problem("max_seq_length", message))
     return problems
-
-
-def _read_model_config(path: Path) -> dict[str, int]:
-    if path.stat().st_size > MODEL_CONFIG_LIMIT_BYTES:
-        raise ValueError("config.json is larger than 1 MiB, so it is no model's config")
-    try:
-        config: object = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise ValueError("config.json is not JSON") from None
-    if not isinstance(config, dict):
-        raise ValueError("config.json is not a JSON object")
-    fields = cast(dict[str, object], config)
-    if fields.get("model_type") != "longformer":
-        raise ValueError("config.json says another model_type than longformer; give a Longformer")
-    for name in ("auto_map", "trust_remote_code", "_attn_implementation", "_attn_implementation_internal"):
-        if name in fields:
-            raise ValueError(f"config.json has {name}, which names code to run; remove it")
-    positions = fields.get("max_position_embeddings")
-    if type(positions) is not int or not 8 <= positions <= 131074:
-        raise ValueError("config.json has no usable max_position_embeddings (8 to 131074)")
-    _check_shape(fields)
-    return {"max_position_embeddings": positions}
-
-
-def _check_shape(fields: dict[str, object]) -> None:
-    """A model's own config.json is held to what `from_scratch` is held to."""
-    windows = fields.get("attention_window", 512)
-    layers = fields.get("num_hidden_layers", 12)
-    listed = cast(list[object], windows) if isinstance(windows, list) else [windows]
-    if isinstance(windows, list) and len(listed) != layers:
-        raise ValueError(f"config.json gives attention_window for {len(listed)} layers and has {layers}")
-    shared = {name: fields[name] for name in LongformerShape.model_fields if name in fields}
-    for window in listed:
-        try:
-            LongformerShape.model_validate(shared | {"attention_window": window})
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise ValueError(f"config.json has an unusable {first['loc'][0]}: {first['msg'].lower()}") from None
-    if fields.get("hidden_act", "gelu") not in get_args(Activation):
-        raise ValueError(f"config.json has an unknown hidden_act; known are {', '.join(get_args(Activation))}")
-    if fields.get("pad_token_id", 1) != 1:
-        raise ValueError("config.json has another pad_token_id than 1, from which its positions are counted")
-    vocabulary = fields.get("vocab_size", 30522)
-    if type(vocabulary) is not int or not 5 <= vocabulary <= 10_000_000:
-        raise ValueError("config.json has no usable vocab_size (5 to 10,000,000)")
 
 
 def _has_safetensors(directory: Path) -> bool:
@@ -384,17 +302,3 @@ def _say_missing_weights(directory: Path) -> str:
             "has its weights as a pickle (pytorch_model.bin), which is never opened; run `longyard convert` on it first"
         )
     return "has no model.safetensors; to train from random weights give it as config_name"
-
-
-def _past_positions(max_seq_length: int, max_position_embeddings: int) -> str | None:
-    positions = max_position_embeddings - RESERVED_POSITIONS
-    if max_seq_length <= positions:
-        return None
-    return f"is past the model's {positions} positions; set it to {positions} or less"
-
-
-def _refuse(field: str, value: object, message: str) -> ValidationError:
-    """An error whose location is the field itself: pydantic puts a model validator's own errors at the root."""
-    # The message carries braces only as data, hence the context.
-    error = PydanticCustomError("spec", "{field} {message}", {"field": field, "message": message})
-    return ValidationError.from_exception_data("TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)])

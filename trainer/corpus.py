@@ -5,41 +5,55 @@ Shapes: N sequences, T tokens in all.
 # ruff: noqa: N815
 
 import fcntl
-import gzip
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
+from trainer import text
 from trainer.config import RunConfig
 from trainer.errors import BadInput
 from trainer.tokenizer import Vocabulary
 
 IntArray = npt.NDArray[np.int64]
+TokenArray = npt.NDArray[np.int32]
+# The tokens of a part of a document, and whether the document ends with it.
+TokenPiece = tuple[TokenArray, bool]
+# What is being done, and how many of how many bytes of it are done; 0 of 0 while it is waited for.
+Work = Callable[[str, int, int], None]
 
-LINE_LIMIT_BYTES = 16 << 20
-_LINES_AT_A_TIME = 2048
+# A tokenizer takes some hundred bytes of memory for each byte of text that it holds.
+_BATCH_CHARACTERS, _BATCH_PIECES = 1 << 20, 2048
+_PIECE_CHARACTERS = 1 << 16
+_SEAM = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
+_HASHED_AT_A_TIME_BYTES = 8 << 20
+# Hashing less than this again costs nothing worth remembering.
+_REMEMBERED_BYTES = 64 << 20
 # Part of the cache's key: raise it when the same text would give other tokens.
-_FORMAT = 1
+_FORMAT = 2
 _TOKENS, _STARTS = "tokens.int32", "starts.int64"
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Token sequences back to back: sequence i is tokens_T[starts_N1[i] : starts_N1[i + 1]]."""
+    """Token sequences back to back: sequence i is tokens_T[starts_N1[i] : starts_N1[i + 1]].
 
-    tokens_T: npt.NDArray[np.int32]
+    `digest` names the sequences, `content_sha256` the text they were made from.
+    """
+
+    tokens_T: TokenArray
     starts_N1: IntArray
     digest: str
+    content_sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.starts_N1) - 1
@@ -52,138 +66,179 @@ class Sequences:
 
 
 def read(
-    path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, cache: Path, say: Callable[[str], None]
+    path: Path,
+    field: str,
+    config: RunConfig,
+    vocabulary: Vocabulary,
+    cache: Path,
+    say: Callable[[str], None],
+    work: Work = lambda what, done, total: None,
 ) -> Sequences:
     """The sequences of a text file, with <s> in front and </s> behind each.
 
     A line of .txt, or the "text" of a line of .jsonl, is a document; either may be .gz or .zst. With line_by_line a
     document is a sequence, cut at max_seq_length; else all text is joined and cut into pieces.
     The tokens are kept under `cache` by the hash of the file, the tokenizer and the cut, so that whoever comes next
-    maps them; two that come at once build them once.
+    maps them; two that come at once build them once. Neither text nor tokens are ever held in memory as a whole.
     Raises BadInput, naming file and line, for text that cannot be read or holds nothing.
     """
-    try:
-        digest = _key(path, config, vocabulary)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise BadInput(f"{field}: {path}: {error.strerror}") from None
-    target = cache / digest
+    if not path.is_file():
+        raise BadInput(f"{field}: {path}: {'is not a file' if path.exists() else 'No such file'}")
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{digest}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.is_dir():
-            say(f"tokenizing {path}")
-            _build(path, field, config, vocabulary, target)
-    starts_N1 = np.load(target / _STARTS, mmap_mode="r")
+    try:
+        content = _content_sha256(path, cache, work)
+        digest = _key(content, path, config, vocabulary)
+        target = cache / digest
+        with _locked(cache / f"{digest}.lock", lambda: work(f"waiting for who tokenizes {path.name}", 0, 0)):
+            if not target.is_dir():
+                say(f"tokenizing {path}")
+                _build(path, field, config, vocabulary, target, work)
+    except PermissionError as error:
+        raise BadInput(f"{field}: {error.filename}: {error.strerror}") from None
+    starts_N1 = np.memmap(target / _STARTS, dtype=np.int64, mode="r")
     tokens_T = np.memmap(target / _TOKENS, dtype=np.int32, mode="r")
-    return Sequences(tokens_T, starts_N1, digest)
+    return Sequences(tokens_T, starts_N1, digest, content)
 
 
-def _key(path: Path, config: RunConfig, vocabulary: Vocabulary) -> str:
+def _content_sha256(path: Path, cache: Path, work: Work) -> str:
+    """The hash of a file. A large one is hashed once, not by every rank of every attempt: until it is touched."""
+    stat = path.stat()
+    # What has only just been written could be written again within the same tick of the clock.
+    if stat.st_size < _REMEMBERED_BYTES or time.time() - stat.st_ctime < 2:
+        return _hash(path, work)
+    facts = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    memory = cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.content"
+    with _locked(memory.with_suffix(".lock"), lambda: work(f"waiting for who reads {path.name}", 0, 0)):
+        if memory.is_file():
+            return memory.read_text(encoding="ascii")
+        digest = _hash(path, work)
+        temporary = memory.with_suffix(".tmp")
+        temporary.write_text(digest, encoding="ascii")
+        temporary.rename(memory)
+        return digest
+
+
+def _hash(path: Path, work: Work) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    cut = [_FORMAT, config.line_by_line, config.max_seq_length, path.suffixes[-2:]]
+        while block := file.read(_HASHED_AT_A_TIME_BYTES):
+            digest.update(block)
+            work(f"reading {path.name}", file.tell(), size)
+    return digest.hexdigest()
+
+
+def _key(content: str, path: Path, config: RunConfig, vocabulary: Vocabulary) -> str:
+    cut = [_FORMAT, config.line_by_line, config.max_seq_length, *text.layout(path)]
     return hashlib.sha256(json.dumps([content, vocabulary.digest, cut]).encode()).hexdigest()
 
 
-def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, target: Path) -> None:
+@contextmanager
+def _locked(path: Path, wait: Callable[[], None]) -> Generator[None]:
+    """Holds a lock that ends with the process. While another has it, `wait` is called a few times a second."""
+    with path.open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                wait()
+                time.sleep(0.2)
+        yield
+
+
+def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, target: Path, work: Work) -> None:
     temporary = target.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    lengths: list[int] = []
-    with (temporary / _TOKENS).open("wb") as out:
-        for piece in _pieces(path, field, config, vocabulary):
-            framed = np.empty(len(piece) + 2, np.int32)
-            framed[0], framed[-1] = vocabulary.bos, vocabulary.eos
-            framed[1:-1] = piece
-            out.write(framed.tobytes())
-            lengths.append(len(framed))
-        out.flush()
-        os.fsync(out.fileno())
-    if not lengths:
+    end, size = 0, path.stat().st_size
+    with (temporary / _TOKENS).open("wb") as tokens, (temporary / _STARTS).open("wb") as starts:
+        starts.write(np.zeros(1, np.int64).tobytes())
+        with text.documents(path, field) as source:
+            for sequences in _sequences(source.lines, config, vocabulary):
+                starts_N = end + np.cumsum([len(sequence) for sequence in sequences], dtype=np.int64)
+                starts.write(starts_N.tobytes())
+                tokens.write(np.concatenate(sequences).tobytes())
+                end = int(starts_N[-1])
+                work(f"tokenizing {path.name}", source.bytes_read(), size)
+        for file in (tokens, starts):
+            file.flush()
+            os.fsync(file.fileno())
+    if not end:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{field}: {path} has no text in it")
-    starts_N1 = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts_N1[1:])
-    with (temporary / _STARTS).open("wb") as out:
-        np.save(out, starts_N1)
-        out.flush()
-        os.fsync(out.fileno())
     temporary.rename(target)
 
 
-def _pieces(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary) -> Iterator[IntArray]:
-    room = config.max_seq_length - 2
-    rest = np.empty(0, np.int64)
-    for documents in _batches(_documents(path, field)):
-        if config.line_by_line:
-            texts = [text for document in documents if (text := document.strip())]
-            for encoded in vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                if encoded.ids:
-                    yield np.asarray(encoded.ids[:room], np.int64)
-            continue
-        texts = [f"{document}\n" for document in documents]
-        encoded_all = vocabulary.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        rest = np.concatenate([rest, *(np.asarray(encoded.ids, np.int64) for encoded in encoded_all)])
+def _sequences(lines: Iterator[str], config: RunConfig, vocabulary: Vocabulary) -> Iterator[list[TokenArray]]:
+    """Framed sequences, never an empty list of them."""
+    cut = _by_document if config.line_by_line else _joined
+    bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
+    for bodies in cut(_encoded(_pieces(lines, config.line_by_line), vocabulary), config.max_seq_length - 2):
+        framed = [np.concatenate((bos, body, eos)) for body in bodies if len(body)]
+        if framed:
+            yield framed
+
+
+def _by_document(encoded: Iterator[list[TokenPiece]], room: int) -> Iterator[list[TokenArray]]:
+    parts: list[TokenArray] = []
+    left = room
+    for batch in encoded:
+        bodies: list[TokenArray] = []
+        for tokens, is_last in batch:
+            parts.append(tokens[:left])
+            left -= len(parts[-1])
+            if is_last:
+                bodies.append(np.concatenate(parts))
+                parts, left = [], room
+        yield bodies
+
+
+def _joined(encoded: Iterator[list[TokenPiece]], room: int) -> Iterator[list[TokenArray]]:
+    rest = np.empty(0, np.int32)
+    for batch in encoded:
+        rest = np.concatenate([rest, *(tokens for tokens, _ in batch)])
         whole = len(rest) // room * room
-        yield from rest[:whole].reshape(-1, room)
+        yield list(rest[:whole].reshape(-1, room))
         rest = rest[whole:]
-    if len(rest) and not config.line_by_line:
-        yield rest
+    yield [rest]
 
 
-def _batches(documents: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
+def _encoded(pieces: Iterator[tuple[str, bool]], vocabulary: Vocabulary) -> Iterator[list[TokenPiece]]:
+    for batch in _batches(pieces):
+        encodings = vocabulary.tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+        yield [(np.asarray(e.ids, np.int32), is_last) for e, (_, is_last) in zip(encodings, batch, strict=True)]
+
+
+def _batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    batch: list[tuple[str, bool]] = []
     size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if len(batch) == _LINES_AT_A_TIME or size > LINE_LIMIT_BYTES:
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0])
+        if len(batch) == _BATCH_PIECES or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
-    if any(document.strip() for document in batch):
+    if batch:
         yield batch
 
 
-def _documents(path: Path, field: str) -> Iterator[str]:
-    is_jsonl = ".jsonl" in path.suffixes
-    with _open(path) as file:
-        number = 0
-        while raw := _line(file, f"{field}: {path}:{number + 1}"):
-            number += 1
-            where = f"{field}: {path}:{number}"
-            try:
-                line = raw.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise BadInput(f"{where}: not UTF-8 at byte {error.start}") from None
-            yield _text(line, where) if is_jsonl else line
+def _pieces(lines: Iterator[str], line_by_line: bool) -> Iterator[tuple[str, bool]]:
+    """Parts of documents, and whether a document ends with them. Blank lines count only between others, when joined."""
+    has_text = False
+    for line in lines:
+        document = line.strip() if line_by_line else f"{line}\n"
+        has_text = (has_text and not line_by_line) or bool(document.strip())
+        if has_text:
+            yield from _parts(document)
 
 
-def _open(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, zstandard.open(path, "rb"))))
-    return path.open("rb")
-
-
-def _line(file: BinaryIO, where: str) -> bytes:
-    try:
-        raw = file.readline(LINE_LIMIT_BYTES + 1)
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise BadInput(f"{where}: the compressed file is broken: {error}") from None
-    if len(raw) > LINE_LIMIT_BYTES:
-        raise BadInput(f"{where}: the line is longer than 16 MiB; break it up")
-    return raw
-
-
-def _text(line: str, where: str) -> str:
-    if not line.strip():
-        return ""
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{where}: not JSON; a .jsonl file holds one object a line") from None
-    text = cast(dict[str, Any], record).get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise BadInput(f'{where}: has no "text" column; each line is {{"text": "…"}}')
-    return text
+def _parts(document: str) -> Iterator[tuple[str, bool]]:
+    """Cuts a long document in front of a space between two words, where every tokenizer begins a word anyway."""
+    start = 0
+    while len(document) - start > _PIECE_CHARACTERS:
+        seam = _SEAM.search(document, start + _PIECE_CHARACTERS)
+        if seam is None:
+            break
+        yield document[start : seam.start()], False
+        start = seam.start()
+    yield document[start:], True

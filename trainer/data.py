@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import stop
+from trainer import packing, stop
 from trainer.config import RunConfig
 from trainer.corpus import Sequences
 from trainer.device import Device
@@ -32,24 +32,25 @@ _ORDER = 2**64 - 1
 _FILLER = -1
 # With group_by_length, rows are sorted within this many steps' worth of a shuffled pass.
 _STEPS_SORTED_TOGETHER = 50
+# With group_by_length on a device that wants fixed shapes, batches have one of this many lengths.
+_LENGTHS = 8
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Row i holds the sequences members_N[starts_R1[i] : starts_R1[i + 1]]."""
+    """Row i holds the sequences members_N[starts_R1[i] : starts_R1[i + 1]]; where nothing is packed, sequence i."""
 
     sequences: Sequences
-    members_N: IntArray
-    starts_R1: IntArray
+    members_N: IntArray | None = None
+    starts_R1: IntArray | None = None
 
     def __len__(self) -> int:
-        return len(self.starts_R1) - 1
+        return len(self.sequences) if self.starts_R1 is None else len(self.starts_R1) - 1
 
-    def __getitem__(self, index: int) -> IntArray:
-        return self.members_N[self.starts_R1[index] : self.starts_R1[index + 1]]
-
-    def lengths(self) -> IntArray:
-        return np.add.reduceat(self.sequences.lengths()[self.members_N], self.starts_R1[:-1])
+    def __getitem__(self, index: int) -> list[int]:
+        if self.members_N is None or self.starts_R1 is None:
+            return [index]
+        return self.members_N[self.starts_R1[index] : self.starts_R1[index + 1]].tolist()
 
 
 class Batch(NamedTuple):
@@ -72,9 +73,8 @@ class Batch(NamedTuple):
 def arrange(sequences: Sequences, config: RunConfig) -> Rows:
     """One sequence a row, or with config.packing as many as fit into max_seq_length, best fit first."""
     if not config.packing:
-        count = len(sequences)
-        return Rows(sequences, np.arange(count), np.arange(count + 1))
-    return Rows(sequences, *_pack(sequences.lengths(), config.max_seq_length))
+        return Rows(sequences)
+    return Rows(sequences, *packing.pack(sequences.lengths(), config.max_seq_length))
 
 
 def steps_per_epoch(rows: Rows, config: RunConfig, place: Place) -> int:
@@ -85,6 +85,17 @@ def steps_per_epoch(rows: Rows, config: RunConfig, place: Place) -> int:
 def global_batch_size(config: RunConfig, place: Place) -> int:
     """Rows in one optimizer step, over all ranks."""
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * place.world_size
+
+
+def label_capacity(labels: int, slots: int, rate: float) -> int:
+    """How many labels a batch of fixed shape has room for: the same number for all batches but the oddest.
+
+    The masked tokens of `slots` are some six deviations below it; where they are more, it is as often as large as needed.
+    """
+    mean = slots * rate
+    # Spans of up to three tokens that are chosen as one have up to three times the variance of single tokens.
+    capacity = min(slots, math.ceil(mean + 6 * math.sqrt(3 * mean)))
+    return capacity * max(1, math.ceil(labels / capacity))
 
 
 def train_batches(
@@ -112,25 +123,6 @@ def eval_batches(rows: Rows, vocabulary: Vocabulary, config: RunConfig, device: 
         [(EVALUATION_EPOCH, i if i < len(rows) else _FILLER) for i in range(start, start + size)] for start in starts
     ]
     yield from _loader(rows, vocabulary, config, device, plan)
-
-
-def _pack(lengths_N: IntArray, capacity: int) -> tuple[IntArray, IntArray]:
-    """Best fit, longest first: each sequence goes where it leaves the least room."""
-    room_of: list[list[int]] = [[] for _ in range(capacity + 1)]
-    members: list[list[int]] = []
-    order_N = np.argsort(-lengths_N, kind="stable")
-    for index, length in zip(order_N.tolist(), lengths_N[order_N].tolist(), strict=True):
-        room = next((room for room in range(length, capacity) if room_of[room]), None)
-        if room is None:
-            row, room = len(members), capacity
-            members.append([])
-        else:
-            row = room_of[room].pop()
-        members[row].append(index)
-        room_of[room - length].append(row)
-    starts_R1 = np.zeros(len(members) + 1, np.int64)
-    np.cumsum([len(row) for row in members], out=starts_R1[1:])
-    return np.concatenate([np.asarray(row, np.int64) for row in members]), starts_R1
 
 
 class _TrainPlan:
@@ -164,7 +156,7 @@ class _TrainPlan:
         generator = _generator(self._config.seed, epoch, _ORDER)
         order_R = generator.permutation(len(self._rows))
         if self._config.group_by_length:
-            order_R = _group(order_R, self._rows.lengths(), whole)
+            order_R = _group(order_R, self._rows.sequences.lengths(), whole)
         order_SG = np.pad(order_R, (0, -len(order_R) % whole), constant_values=_FILLER).reshape(-1, whole)
         if self._config.group_by_length:
             # Otherwise every stretch of training would go from long to short.
@@ -190,11 +182,11 @@ class _MaskedRow(NamedTuple):
 class _MaskedRows:
     """Rows with the masks of an epoch; what a DataLoader calls a dataset."""
 
-    def __init__(self, rows: Rows, vocabulary: Vocabulary, config: RunConfig, label_share: int | None) -> None:
+    def __init__(self, rows: Rows, vocabulary: Vocabulary, config: RunConfig, fixes_shapes: bool) -> None:
         self._rows = rows
         self._vocabulary = vocabulary
         self._config = config
-        self._label_share = label_share
+        self._fixes_shapes = fixes_shapes
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -202,7 +194,7 @@ class _MaskedRows:
     def __getitem__(self, key: tuple[int, int]) -> _MaskedRow:
         epoch, index = key
         ids, positions, segments, at, labels = ([np.empty(0, np.int64)] for _ in range(5))
-        members = [] if index == _FILLER else self._rows[index].tolist()
+        members = [] if index == _FILLER else self._rows[index]
         start = 0
         for number, member in enumerate(members, 1):
             tokens_L = self._rows.sequences[member]
@@ -220,9 +212,19 @@ class _MaskedRows:
         joined = (np.concatenate(parts) for parts in (ids, positions, segments, at, labels))
         return _MaskedRow(*joined, num_samples=len(members))
 
+    def _length(self, longest: int) -> int:
+        whole = self._config.max_seq_length
+        if self._config.pad_to_max_length:
+            return whole
+        if not self._fixes_shapes:
+            return longest
+        # Who groups by length wants short batches: then a few lengths are allowed.
+        part = -(-whole // _LENGTHS) if self._config.group_by_length else whole
+        return min(whole, -(-longest // part) * part)
+
     def collate(self, rows: list[_MaskedRow]) -> Batch:
         longest = max(1, *(len(row.input_ids_L) for row in rows)) if rows else 1
-        length = self._config.max_seq_length if self._config.pad_to_max_length else longest
+        length = self._length(longest)
         size = len(rows), length
         ids_BL = np.full(size, self._vocabulary.pad, np.int64)
         positions_BL = np.full(size, self._vocabulary.pad, np.int64)
@@ -233,8 +235,8 @@ class _MaskedRows:
         at_M = np.concatenate([i * length + row.label_positions_M for i, row in enumerate(rows)])
         labels_M = np.concatenate([row.labels_M for row in rows])
         num_labels = len(labels_M)
-        if self._label_share is not None:
-            room = -num_labels % max(1, len(rows) * length // self._label_share)
+        if self._fixes_shapes:
+            room = label_capacity(num_labels, len(rows) * length, self._config.mlm_probability) - num_labels
             at_M, labels_M = np.pad(at_M, (0, room)), np.pad(labels_M, (0, room), constant_values=IGNORED)
         tensors = (torch.from_numpy(a) for a in (ids_BL, positions_BL, segments_BL, at_M, labels_M))
         return Batch(
@@ -252,7 +254,7 @@ def _loader(
     device: Device,
     plan: "_TrainPlan | list[list[tuple[int, int]]]",
 ) -> Iterator[Batch]:
-    masked = _MaskedRows(rows, vocabulary, config, device.label_share)
+    masked = _MaskedRows(rows, vocabulary, config, device.fixes_shapes)
     workers = min(config.dataloader_num_workers, len(plan))
     return iter(
         DataLoader(

@@ -12,6 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trainer.config import RunConfig
 from trainer.errors import BadInput
@@ -35,9 +37,9 @@ class Device:
         return self.type != "cpu"
 
     @property
-    def label_share(self) -> int | None:
-        """Labels are filled up to a multiple of this fraction of the tokens, where a new shape is compiled anew."""
-        return 8 if self.type == "npu" else None
+    def fixes_shapes(self) -> bool:
+        """Whether tensors should have the same shapes from step to step: a new one would be compiled anew."""
+        return self.type == "npu"
 
     def autocast(self, config: RunConfig) -> AbstractContextManager[Any]:
         """Mixed precision as the spec asks for it; the weights stay fp32."""
@@ -45,7 +47,16 @@ class Device:
             return nullcontext()
         return torch.autocast(self.type, dtype=torch.bfloat16 if config.bf16 else torch.float16)
 
-    def optimizer(self, groups: list[dict[str, Any]], config: RunConfig) -> torch.optim.Optimizer:
+    def scaler(self, config: RunConfig) -> torch.amp.GradScaler:
+        """Loss scaling under fp16; without fp16 it does nothing."""
+        if config.fp16 and self.type == "npu":
+            # Older cards tell an overflow by a flag instead of an infinity, which only their own scaler reads.
+            from torch_npu.npu.amp import GradScaler  # pyright: ignore[reportMissingImports]
+
+            return cast(torch.amp.GradScaler, GradScaler())
+        return torch.amp.GradScaler(self.type, enabled=config.fp16)
+
+    def adamw(self, groups: list[dict[str, Any]], config: RunConfig) -> torch.optim.Optimizer:
         """AdamW over parameter groups, in the fastest form that the device and config.optim allow."""
         options: dict[str, Any] = {
             "lr": config.learning_rate,
@@ -59,6 +70,14 @@ class Device:
         # NPU has no kernel behind torch's own fused=True.
         fused = config.optim != "adamw_torch" and self.type != "npu"
         return torch.optim.AdamW(groups, fused=fused, **options)
+
+    def over_ranks(self, module: nn.Module) -> nn.Module:
+        """A module whose gradients are averaged over all ranks in backward."""
+        if self.place.world_size == 1:
+            return module
+        own = None if self.type == "cpu" else [self.torch_device]
+        # The only buffers count positions and never change.
+        return DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)
 
     def synchronize(self) -> None:
         """Waits until the device has done what it was given, so that a clock read next means something."""

@@ -1,6 +1,5 @@
 """Owns the training of one rank, from its config to its output: load, step, evaluate, save."""
 
-import hashlib
 import json
 import math
 import shutil
@@ -8,25 +7,22 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import checkpoint, corpus, data, model, tokenizer
-from trainer.config import RunConfig, TrainConfig
+from trainer import checkpoint, corpus, data, evaluation, model, results, tokenizer
+from trainer.config import RunConfig
 from trainer.data import Batch, Rows
 from trainer.device import Device, seed_all
 from trainer.errors import BadInput, Diverged, Stopped
+from trainer.optimizer import Optimizer
 from trainer.report import Reporter
 from trainer.schedule import learning_rate
 from trainer.stop import StopWish
-from trainer.tally import WARM_STEPS, Step, Sums, Window
+from trainer.tally import WARM_STEPS, Step, Sums, Window, perplexity
 from trainer.tokenizer import Vocabulary
-
-_EVAL_BATCHES_A_CHECK = 8
 
 
 def run(config: RunConfig, directory: Path, device: Device, reporter: Reporter, wish: StopWish) -> None:
@@ -72,21 +68,17 @@ class Trainer:
         self.reporter, self.wish, self.vocabulary = reporter, wish, vocabulary
         self.train_set, self.eval_set = train_set, eval_set
         self.network = model.build(config, vocabulary)
-        inner = model.MaskedLanguageModel(self.network, device.type, packing=config.packing).to(device.torch_device)
-        self.module = _over_ranks(inner, device)
-        self.parameters = [p for p in inner.parameters() if p.requires_grad]
-        self.optimizer = device.optimizer(_decay_groups(inner, config.weight_decay), config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.fp16)
+        self.model = model.MaskedLanguageModel(self.network, device.type, packing=config.packing)
+        self.module = device.over_ranks(self.model.to(device.torch_device))
+        self.optimizer = Optimizer(self.model, config, device)
         self.steps_per_epoch = data.steps_per_epoch(train_set, config, device.place)
         self.total_steps = _total_steps(config, self.steps_per_epoch)
         self.sums, self.window = Sums(), Window()
         self.saved_step = 0
         self.steps_here = 0
-        self.perplexity: float | None = None
-        self.eval_loss: float | None = None
         size = sum(p.numel() for p in self.network.parameters())
         reporter.say(
-            f"{size:,} weights, {inner.attention} attention on {device.type}; "
+            f"{size:,} weights, {self.model.attention} attention on {device.type}; "
             f"{len(train_set.sequences):,} sequences in {len(train_set):,} rows, "
             f"{self.total_steps:,} steps of {data.global_batch_size(config, device.place)} rows"
         )
@@ -95,16 +87,16 @@ class Trainer:
         """Takes weights, optimizer, position and sums from the checkpoint that the config names."""
         reference = self.config.resume_from_checkpoint
         assert reference is not None
-        state = checkpoint.read(reference, self.network, self.optimizer)
+        state = checkpoint.read(reference, self.network, self.optimizer.adamw)
         if state["global_batch_size"] != data.global_batch_size(self.config, self.device.place):
             self._keep_global_batch(state["global_batch_size"])
-        if state["num_rows"] != len(self.train_set):
+        if (state["train_data"], state["num_rows"]) != (self.train_set.sequences.digest, len(self.train_set)):
             raise BadInput(
-                f"resume_from_checkpoint: it was trained on {state['num_rows']} rows, train_file and the spec now give "
-                f"{len(self.train_set)}; keep both the same"
+                f"resume_from_checkpoint: it was trained on {state['num_rows']} rows of other text, or text cut in another "
+                f"way, than the {len(self.train_set)} that train_file and the spec now give; keep them as they were"
             )
         self.sums, self.window = Sums(**state["sums"]), Window(**state["window"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.optimizer.restore_scaling(state["scaler"])
         self.saved_step = self.sums.step
         self.reporter.say(f"resumed at step {self.sums.step} from {reference.dir}")
 
@@ -157,8 +149,7 @@ class Trainer:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         model.save(self.network, self.vocabulary, temporary)
-        results = self._results()
-        (temporary / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+        (temporary / "results.json").write_text(json.dumps(self._results(), indent=1), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         self.reporter.say(f"output: {target}")
@@ -179,9 +170,6 @@ class Trainer:
         )
         if asked:
             self._stop()
-        rate = learning_rate(self.sums.step, self.total_steps, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         seed_all(config.seed, self.sums.step, device.place.rank)
         # DDP averages gradients over ranks, hence its factor.
         scale = device.place.world_size / max(1, labels)
@@ -190,16 +178,13 @@ class Trainer:
             with self._without_sync(number < len(accumulated)):
                 with device.autocast(config):
                     loss = self.module(batch.to(device))
-                self.scaler.scale(loss * scale).backward()
+                self.optimizer.backward(loss * scale)
             loss_sum += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.max_grad_norm or math.inf)
+        norm = self.optimizer.clip()
         (total,) = device.sum([float(loss_sum)])
-        step = Step(total / max(1, labels), float(norm), int(labels), int(tokens), int(samples))
+        step = Step(total / max(1, labels), norm, int(labels), int(tokens), int(samples))
         self._check_finite(step)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(learning_rate(self.sums.step, self.total_steps, config))
         device.synchronize()
         return step
 
@@ -231,7 +216,7 @@ class Trainer:
         if not (due or self.sums.step in (1, self.total_steps)):
             return
         values = {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimizer.rate,
             "grad_norm": step.grad_norm,
             "epoch": self.sums.step / self.steps_per_epoch,
             "memory_bytes": self.device.peak_memory_bytes(),
@@ -245,35 +230,16 @@ class Trainer:
         if self.eval_set is None or not due or (self.sums.evaluated_step == step and step < self.total_steps):
             return False
         self.reporter.phase("evaluate")
-        self.eval_loss = self._evaluate(self.eval_set)
-        self.perplexity = _perplexity(self.eval_loss)
-        self.sums.evaluated_step = step
-        best = self.sums.best_eval_loss
-        if self.saved_step == step and (best is None or self.eval_loss < best):
-            self.sums.best_eval_loss, self.sums.best_step = self.eval_loss, step
-        if step == 0:
-            self.sums.initial_perplexity = self.perplexity
-        self.reporter.metrics(step, {"eval_loss": self.eval_loss, "perplexity": self.perplexity})
+        loss = evaluation.mean_loss(
+            self.model, self.eval_set, self.vocabulary, self.config, self.device, check=self._stop_if_asked
+        )
+        self.sums.evaluated(loss, is_saved=self.saved_step == step)
+        self.reporter.metrics(step, {"eval_loss": loss, "perplexity": perplexity(loss)})
         return True
 
-    @torch.no_grad()
-    def _evaluate(self, rows: Rows) -> float:
-        """The mean cross entropy of the masked tokens, the same ones each time."""
-        self.module.eval()
-        inner = cast(model.MaskedLanguageModel, getattr(self.module, "module", self.module))
-        loss_sum, labels = 0.0, 0
-        batches = data.eval_batches(rows, self.vocabulary, self.config, self.device)
-        for number, batch in enumerate(batches):
-            if number % _EVAL_BATCHES_A_CHECK == 0 and self.device.sum([self.wish.is_asked()])[0]:
-                self._stop()
-            with self.device.autocast(self.config):
-                loss_sum += float(inner(batch.to(self.device)))
-            labels += batch.num_labels
-        self.module.train()
-        loss_sum, labels = self.device.sum([loss_sum, labels])
-        if not labels:
-            raise BadInput("validation_file: too little text: not one token of it was masked")
-        return loss_sum / labels
+    def _stop_if_asked(self) -> None:
+        if self.device.sum([self.wish.is_asked()])[0]:
+            self._stop()
 
     def _stop(self) -> None:
         step = self.sums.step
@@ -289,75 +255,52 @@ class Trainer:
             return
         # The others wait for it at the next step: whoever watches them must know why.
         self.reporter.phase("save")
-        parent = self.directory / "checkpoints"
+        parent, keep = self.directory / "checkpoints", self._keep()
         state = {
             "global_batch_size": data.global_batch_size(self.config, self.device.place),
             "num_rows": len(self.train_set),
+            "train_data": self.train_set.sequences.digest,
             "sums": asdict(self.sums),
             "window": asdict(self.window),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.optimizer.scaling(),
         }
-        published = checkpoint.write(parent, self.sums.step, self.network, self.optimizer, state)
+        if parent.is_dir():
+            checkpoint.prune(parent, keep, coming=True)
+        published = checkpoint.write(parent, self.sums.step, self.network, self.optimizer.adamw, state)
         self.reporter.checkpoint(self.sums.step, *published)
-        resumed = self.config.resume_from_checkpoint
-        spared = {parent / f"step-{self.sums.best_step}", Path(resumed.dir if resumed else parent)}
-        checkpoint.prune(parent, self.config.save_total_limit, spared)
+        taken = checkpoint.prune(parent, keep)
+        if keep.budget_bytes is not None and taken > keep.budget_bytes:
+            self.reporter.say(
+                f"checkpoints take {taken:,} bytes, more than save_total_limit_bytes: none is left to drop"
+            )
         self.reporter.phase("train")
 
+    def _keep(self) -> checkpoint.Keep:
+        resumed, best = self.config.resume_from_checkpoint, self.sums.best_step
+        return checkpoint.Keep(
+            newest=self.config.save_total_limit,
+            budget_bytes=self.config.save_total_limit_bytes,
+            best=None if best is None else self.directory / "checkpoints" / f"step-{best}",
+            resumed=None if resumed is None else Path(resumed.dir),
+        )
+
     def _results(self) -> dict[str, Any]:
-        place = self.device.place
-        return {
-            "perplexity": self.perplexity,
-            "eval_loss": self.eval_loss,
-            **self.sums.results(),
-            "epochs": self.sums.step / self.steps_per_epoch,
-            "global_batch_size": data.global_batch_size(self.config, place),
-            "world_size": place.world_size,
-            "device_type": self.device.type,
-            "train_data": self.train_set.sequences.digest,
-            "validation_data": self.eval_set.sequences.digest if self.eval_set else None,
-            "config_sha256": _digest(self.config),
-            "torch_version": torch.__version__,
-            "transformers_version": transformers.__version__,
-        }
+        texts = {"train_file": self.train_set.sequences}
+        if self.eval_set is not None:
+            texts["validation_file"] = self.eval_set.sequences
+        return results.collect(
+            self.config, self.device, self.sums, self.vocabulary, texts, steps_per_epoch=self.steps_per_epoch
+        )
 
 
 def _read(
     name: str, field: str, config: RunConfig, vocabulary: Vocabulary, directory: Path, reporter: Reporter
 ) -> Rows:
     cache = Path(config.cache_dir) if config.cache_dir else directory / "tokens"
-    return data.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say), config)
-
-
-def _over_ranks(inner: nn.Module, device: Device) -> nn.Module:
-    if device.place.world_size == 1:
-        return inner
-    return DistributedDataParallel(inner, device_ids=None if device.type == "cpu" else [device.torch_device])
-
-
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and layer norms, which have one dimension, are not decayed."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
+    return data.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config)
 
 
 def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
     if config.max_steps > 0:
         return config.max_steps
     return max(1, math.ceil(config.num_train_epochs * steps_per_epoch))
-
-
-def _digest(config: RunConfig) -> str:
-    """Of what was asked for, without the facts of one launch."""
-    spec = config.model_dump(mode="json", include=set(TrainConfig.model_fields))
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-
-
-def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        return math.inf

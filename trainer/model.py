@@ -14,10 +14,11 @@ from transformers.models.longformer.configuration_longformer import LongformerCo
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM
 
 from trainer import attention
-from trainer.config import RESERVED_POSITIONS, RunConfig, kind_of
+from trainer.config import RunConfig, kind_of
 from trainer.data import IGNORED, Batch
 from trainer.device import seed_all
 from trainer.errors import BadInput
+from trainer.shape import RESERVED_POSITIONS
 from trainer.tokenizer import Vocabulary
 
 _HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer*.json"]

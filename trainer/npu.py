@@ -5,6 +5,7 @@ Shapes: B sequences, H heads, L tokens, D head size, G global keys, T = B·L.
 """
 
 import importlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +16,8 @@ from trainer.banded import Dropout, Mask
 _EXPLICIT, _BAND = 0, 4
 # The side of the triangle that stands for any band: fixed by the operator.
 _COMPRESSED = 2048
+# Parts of one row of tokens that the operator takes at a time.
+_MOST_PARTS = 1024
 
 
 def attend(
@@ -37,7 +40,7 @@ def attend(
     call = _Call(q_BHLD.shape[1], reach, keep, mask.ends or _rows(q_BHLD))
     if mask.global_BG is None:
         q, k, v = (_flatten(x) for x in (q_BHLD, k_BHLD, v_BHLD))
-        return _unflatten(_operator()(q, k, v, **call.band(q.device))[0], q_BHLD)
+        return _unflatten(_near(q, k, v, call).out, q_BHLD)
     index = mask.global_BG[:, None, :, None].expand(-1, q_BHLD.shape[1], -1, q_BHLD.shape[3])
     k_global, v_global = k_BHLD.gather(2, index), v_BHLD.gather(2, index)
     dropped = _not_for_second_call(q_BHLD.shape[2], reach, mask)
@@ -58,6 +61,8 @@ def _within_one_window(
         used = torch.ones_like(mask.global_BG, dtype=torch.bool) if mask.unused_BG is None else ~mask.unused_BG
         seen_BL = seen_BL.scatter_reduce(1, mask.global_BG, used, "amax")
         dropped = dropped & ~seen_BL[:, None, None, :]
+    # What the operator makes of a row without any key is not documented. Nobody reads such a row, so it sees itself.
+    dropped = dropped & ~(dropped.all(-1, keepdim=True) & _itself(q.shape[2], q.device))
     options: dict[str, Any] = {"atten_mask": dropped.contiguous(), "sparse_mode": _EXPLICIT}
     return _operator()(q, k, v, head_num=q.shape[1], input_layout="BNSD", scale=1.0, keep_prob=keep, **options)[0]
 
@@ -83,7 +88,17 @@ class _Call(NamedTuple):
             "sparse_mode": _BAND,
             "actual_seq_qlen": list(self.ends),
             "actual_seq_kvlen": list(self.ends),
+            # By default the statistics of this layout are laid out head by head.
+            "softmax_layout": "TND",
         }
+
+    def parts(self) -> Iterator[tuple[slice, "_Call"]]:
+        """The same in calls that the operator takes: which tokens, and where their parts end among them."""
+        start = 0
+        for first in range(0, len(self.ends), _MOST_PARTS):
+            ends = self.ends[first : first + _MOST_PARTS]
+            yield slice(start, ends[-1]), self._replace(ends=tuple(end - start for end in ends))
+            start = ends[-1]
 
     def globals(self, dropped: torch.Tensor) -> dict[str, Any]:
         return {
@@ -94,6 +109,39 @@ class _Call(NamedTuple):
             "atten_mask": dropped,
             "sparse_mode": _EXPLICIT,
         }
+
+
+class _Near(NamedTuple):
+    """What the band's calls gave: T×H×D, and T×H×8 twice; the seed, offset and length of each call's dropout."""
+
+    out: torch.Tensor
+    softmax_max: torch.Tensor
+    softmax_sum: torch.Tensor
+    draws: list[tuple[Any, ...]]
+
+
+def _near(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: _Call) -> _Near:
+    found = [_operator()(q[own], k[own], v[own], **part.band(q.device)) for own, part in call.parts()]
+    out, top, total = (_joined([result[i] for result in found]) for i in range(3))
+    return _Near(out, top, total, [result[4:7] for result in found])
+
+
+def _near_gradient(
+    inputs: list[torch.Tensor], joint: list[torch.Tensor], call: _Call, draws: list[tuple[Any, ...]]
+) -> list[torch.Tensor]:
+    """The gradients of q, k and v; `inputs` are these three and the output's gradient."""
+    found = [
+        _gradient()(
+            *(x[own] for x in inputs),
+            **_for_gradient(part.band(inputs[0].device), [x[own].contiguous() for x in joint], drawn),
+        )
+        for (own, part), drawn in zip(call.parts(), draws, strict=True)
+    ]
+    return [_joined([result[i] for result in found]) for i in range(3)]
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 class _BandAndGlobal(torch.autograd.Function):
@@ -114,9 +162,9 @@ class _BandAndGlobal(torch.autograd.Function):
         dropped: torch.Tensor,
         call: _Call,
     ) -> torch.Tensor:
-        near = _operator()(_flatten(q), _flatten(k), _flatten(v), **call.band(q.device))
+        near = _near(_flatten(q), _flatten(k), _flatten(v), call)
         far = _operator()(q, k_global, v_global, **call.globals(dropped))
-        near_max, near_sum = (_unflatten(x, q) for x in near[1:3])
+        near_max, near_sum = (_unflatten(x, q) for x in (near.softmax_max, near.softmax_sum))
         far_max, far_sum = far[1:3]
         top = torch.maximum(near_max, far_max)
         near_weight = near_sum * (near_max - top).exp()
@@ -127,24 +175,22 @@ class _BandAndGlobal(torch.autograd.Function):
         near_weight = torch.where(sees, near_weight, near_sum)
         total = near_weight + far_weight
         share = (far_weight / total)[..., :1]
-        out = _unflatten(near[0], q) * (1 - share) + torch.where(sees, far[0], 0.0) * share
+        out = _unflatten(near.out, q) * (1 - share) + torch.where(sees, far[0], 0.0) * share
         out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, k_global, v_global, dropped, top, total, out)
-        ctx.call, ctx.draws = call, (near[4:7], far[4:7])
+        ctx.call, ctx.draws = call, (near.draws, far[4:7])
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         q, k, v, k_global, v_global, dropped, top, total, out = ctx.saved_tensors
         call, (near_draws, far_draws) = ctx.call, ctx.draws
-        gradient = importlib.import_module("torch_npu").npu_fusion_attention_grad
         flat = [_flatten(x) for x in (q, k, v, grad)]
-        joint = [_flatten(x) for x in (top, total, out)]
-        near = gradient(*flat, **_for_gradient(call.band(q.device), joint, near_draws))
-        far = gradient(
+        near = _near_gradient(flat, [_flatten(x) for x in (top, total, out)], call, near_draws)
+        far = _gradient()(
             q, k_global, v_global, grad, **_for_gradient(call.globals(dropped), [top, total, out], far_draws)
         )
-        dq, dk, dv = (_unflatten(x, q) for x in near[:3])
+        dq, dk, dv = (_unflatten(x, q) for x in near)
         return dq + far[0], dk, dv, far[1], far[2], None, None
 
 
@@ -170,6 +216,10 @@ def _operator() -> Any:
     return importlib.import_module("torch_npu").npu_fusion_attention
 
 
+def _gradient() -> Any:
+    return importlib.import_module("torch_npu").npu_fusion_attention_grad
+
+
 def _rows(q_BHLD: torch.Tensor) -> tuple[int, ...]:
     rows, _, length, _ = q_BHLD.shape
     return tuple(range(length, rows * length + 1, length))
@@ -192,3 +242,8 @@ def _triangle(device: torch.device) -> torch.Tensor:
 def _far(length: int, reach: int, device: torch.device) -> torch.Tensor:
     at = torch.arange(length, device=device)
     return (at[:, None] - at[None, :]).abs() > reach
+
+
+@lru_cache(maxsize=8)
+def _itself(length: int, device: torch.device) -> torch.Tensor:
+    return torch.eye(length, dtype=torch.bool, device=device)

@@ -21,6 +21,7 @@ from trainer.startup import StartUp
 
 # A write of one constant size is never seen half done by a reader on the same host.
 _PROGRESS_BYTES = 256
+_WORK_SIGN_S, _WORK_LINE_S = 1.0, 10.0
 
 
 class Reporter:
@@ -33,6 +34,8 @@ class Reporter:
         self._step = 0
         self._total_steps: int | None = None
         self._bar: tqdm[Any] | None = None
+        self._work_bar: tqdm[Any] | None = None
+        self._worked_at = self._work_told_at = time.monotonic()
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         self._progress = os.open(directory / f"r{place.rank}.progress", flags, 0o644)
         self._metrics = os.open(directory / "metrics.jsonl", flags | os.O_APPEND, 0o644) if place.is_first else None
@@ -43,8 +46,9 @@ class Reporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        for bar in (self._bar, self._work_bar):
+            if bar is not None:
+                bar.close()
         os.close(self._progress)
         if self._metrics is not None:
             os.close(self._metrics)
@@ -66,6 +70,8 @@ class Reporter:
         """Says how far the training goes and where it stands, before its first step."""
         self._total_steps = total_steps
         self._step = step
+        if self._work_bar is not None:
+            self._work_bar.close()
         if self._place.is_first and sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
 
@@ -99,6 +105,21 @@ class Reporter:
         self._append({"kind": "checkpoint", "step": step, "dir": str(directory), "manifest_sha256": manifest_sha256})
         self.say(f"checkpoint at step {step}: {directory}")
 
+    def work(self, what: str, done: int, total: int) -> None:
+        """Shows how far a long piece of work before the training has come, in bytes; 0 of 0 while it is waited for."""
+        now = time.monotonic()
+        if now - self._worked_at >= _WORK_SIGN_S:
+            # Whoever watches sees that this rank is alive.
+            self._worked_at = now
+            self._write_progress()
+        if sys.stderr.isatty():
+            self._show_work(what, done, total)
+        elif now - self._work_told_at >= _WORK_LINE_S:
+            self._work_told_at = now
+            share = f": {done / total:.0%} of {total / 1e6:,.0f} MB" if total else ""
+            tqdm.write(f"{what}{share}", file=sys.stdout)
+            sys.stdout.flush()
+
     def say(self, text: str) -> None:
         """Prints one line to the log, from rank 0 only."""
         if self._place.is_first:
@@ -111,6 +132,14 @@ class Reporter:
         self._append({"kind": "startup", "step": self._step, "parts": parts})
         words = ", ".join(f"{name} {seconds:.2f}" for name, seconds in parts.items())
         self.say(f"first step after {sum(parts.values()):.2f} s: {words}")
+
+    def _show_work(self, what: str, done: int, total: int) -> None:
+        bar = self._work_bar
+        if bar is None or bar.desc != what:
+            if bar is not None:
+                bar.close()
+            bar = self._work_bar = tqdm(total=total or None, desc=what, unit="B", unit_scale=True, dynamic_ncols=True)
+        bar.update(done - bar.n)
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._metrics is not None:

@@ -1,5 +1,6 @@
 """Owns what a run adds up over its steps. Kept in checkpoints, so that a resumed run reports the same numbers."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ class Sums:
 
     step: int = 0
     evaluated_step: int = -1
-    initial_perplexity: float | None = None
+    initial_eval_loss: float | None = None
+    eval_loss: float | None = None
     best_eval_loss: float | None = None
     best_step: int | None = None
     loss_sum: float = 0.0
@@ -43,10 +45,20 @@ class Sums:
             self.fps_sum += rows / step_s
             self.fps_steps += 1
 
+    def evaluated(self, loss: float, *, is_saved: bool) -> None:
+        """Counts an evaluation at this step; only a step that has a checkpoint can be the best."""
+        self.evaluated_step, self.eval_loss = self.step, loss
+        if self.step == 0:
+            self.initial_eval_loss = loss
+        if is_saved and (self.best_eval_loss is None or loss < self.best_eval_loss):
+            self.best_eval_loss, self.best_step = loss, self.step
+
     def results(self) -> dict[str, Any]:
         """`fps` as the recipe defines it: the mean of rows per second over the warm steps. `fps_wall`: all in all."""
         return {
-            "initial_perplexity": self.initial_perplexity,
+            "perplexity": None if self.eval_loss is None else perplexity(self.eval_loss),
+            "eval_loss": self.eval_loss,
+            "initial_perplexity": None if self.initial_eval_loss is None else perplexity(self.initial_eval_loss),
             "train_loss": self.loss_sum / self.step if self.step else None,
             "fps": self.fps_sum / self.fps_steps if self.fps_steps else None,
             "fps_wall": self.num_samples / self.train_s if self.train_s else None,
@@ -86,3 +98,11 @@ class Window:
             "tokens_per_second": self.tokens / self.step_s,
             "masked_rate": self.labels / max(1, self.tokens),
         }
+
+
+def perplexity(loss: float) -> float:
+    """e to the mean cross entropy; infinity where that is too large a number."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf

@@ -16,6 +16,8 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
+# Far more than anything takes: a busy machine is no failure.
+LIMIT_S = 400
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
@@ -99,7 +101,7 @@ class Ranks:
             )
 
     def wait(self) -> list[int]:
-        return [process.wait(timeout=100) for process in self.processes]
+        return [process.wait(timeout=LIMIT_S) for process in self.processes]
 
     def succeed(self) -> "Ranks":
         assert self.wait() == [0] * len(self.processes), self.log()
@@ -107,7 +109,7 @@ class Ranks:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Polls for a condition that the ranks bring about; fails if they end without."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT_S
         while not condition():
             assert time.monotonic() < deadline, self.log()
             assert all(p.poll() is None for p in self.processes) or condition(), self.log()

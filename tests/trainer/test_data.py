@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import Inputs
-from trainer import corpus, data, masking, tokenizer
+from trainer import corpus, data, masking, packing, text, tokenizer
 from trainer.config import RunConfig
 from trainer.data import Batch, Rows
 from trainer.device import Device
@@ -98,7 +98,7 @@ def test_every_format_gives_the_same_sequences(read: Any, tmp_path: Path) -> Non
     [
         ("a.txt", b"", "has no text"),
         ("a.txt", b"ok\n\xff\n", "a.txt:2: not UTF-8 at byte 0"),
-        ("a.txt", b"x" * (corpus.LINE_LIMIT_BYTES + 1), "a.txt:1: the line is longer than 16 MiB"),
+        ("a.txt", b"x" * (text.LINE_LIMIT_BYTES + 1), "a.txt:1: the line is longer than 16 MiB"),
         ("a.jsonl", b'{"text": "ok"}\n{"txt": 1}\n', 'a.jsonl:2: has no "text" column'),
         ("a.jsonl", b"{\n", "a.jsonl:1: not JSON"),
         # mtime: the header would carry the second of collection into the test's name, and two test processes would disagree.
@@ -187,7 +187,7 @@ def test_grouping_leaves_little_padding(read: Any, spec: Spec, vocabulary: Vocab
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
 def test_packing_fits_and_keeps_all(lengths: list[int]) -> None:
-    members, starts = data._pack(np.array(lengths), 20)
+    members, starts = packing.pack(np.array(lengths), 20)
     assert sorted(members.tolist()) == list(range(len(lengths)))
     loads = [sum(lengths[i] for i in members[first:end]) for first, end in itertools.pairwise(starts)]
     assert max(loads) <= 20

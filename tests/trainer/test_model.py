@@ -71,10 +71,10 @@ def test_filled_up_labels_change_no_loss(spec: Spec, vocabulary: Vocabulary, inp
     config = RunConfig.model_validate(spec(pad_to_max_length=True))
     ours, batches, _ = losses(config, vocabulary, inputs, tmp_path)
     filled = data._MaskedRows(
-        data.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, 8
+        data.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
     )
     batch = filled.collate([filled[EVALUATION_EPOCH, i] for i in range(config.per_device_eval_batch_size)])
-    assert len(batch.labels_M) % (batch.input_ids_BL.numel() // 8) == 0
+    assert len(batch.labels_M) == data.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
     assert batch.num_labels == batches[0].num_labels < len(batch.labels_M)
     with torch.no_grad():
         assert float(ours(batch)) == pytest.approx(float(ours(batches[0])), rel=1e-6)

@@ -7,10 +7,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.trainer.conftest import ROOT, Ranks
 
 Launch = Callable[..., Ranks]
 Spec = Callable[..., dict[str, Any]]
+# Real processes on a machine that may be busy with other things.
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_the_parts_add_up_to_the_time_since_the_process_began() -> None:

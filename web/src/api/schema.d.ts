@@ -1222,9 +1222,14 @@ export interface components {
             save_steps?: number;
             /**
              * Save Total Limit
-             * @description Newest checkpoints kept, beside the best by eval_loss.
+             * @description Newest checkpoints kept, beside the best of those evaluated.
              */
             save_total_limit?: number;
+            /**
+             * Save Total Limit Bytes
+             * @description Disk that checkpoints may take together; the oldest go first, the newest never.
+             */
+            save_total_limit_bytes?: number | null;
             /**
              * Dataloader Num Workers
              * @description Loader processes a rank; 0 loads in the rank.
@@ -1235,6 +1240,11 @@ export interface components {
              * @description Page-locked host memory for copies to a device.
              */
             dataloader_pin_memory?: boolean;
+            /**
+             * Cpu Affinity
+             * @description Each rank of a host keeps to its own share of the host's cores.
+             */
+            cpu_affinity?: boolean;
         };
     };
     responses: never;

@@ -1,0 +1,101 @@
+"""Owns reading documents out of a text file: .txt or .jsonl, plain, .gz or .zst. Holds one line at a time."""
+
+import codecs
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import zstandard
+
+from trainer.errors import BadInput
+
+LINE_LIMIT_BYTES = 16 << 20
+_COMPRESSED = (".gz", ".zst")
+_RECORDS = (".jsonl", ".json")
+
+
+class Documents(NamedTuple):
+    """An open file's documents, one a line, and how many of its bytes they have taken so far."""
+
+    lines: Iterator[str]
+    bytes_read: Callable[[], int]
+
+
+@contextmanager
+def documents(path: Path, field: str) -> Generator[Documents]:
+    """The lines of .txt, or the "text" of the lines of .jsonl, without their line ends.
+
+    Raises BadInput with file and line for bytes that are not text, a line above 16 MiB, or a record without text.
+    """
+    with path.open("rb") as raw:
+        yield Documents(_documents(_unpack(raw, path), path, field), raw.tell)
+
+
+def layout(path: Path) -> tuple[bool, str]:
+    """Whether a file holds JSON records, and how it is compressed: ".gz", ".zst" or ""."""
+    compression = path.suffix if path.suffix in _COMPRESSED else ""
+    name = path.with_suffix("") if compression else path
+    return name.suffix in _RECORDS, compression
+
+
+def _unpack(raw: BinaryIO, path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
+    if path.suffix == ".zst":
+        # Parallel compressors write a frame after another; by default the reader would stop behind the first.
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader)))
+    return raw
+
+
+def _documents(file: BinaryIO, path: Path, field: str) -> Iterator[str]:
+    holds_records = layout(path)[0]
+    number = 0
+    while raw := _line(file, f"{field}: {path}:{number + 1}"):
+        number += 1
+        where = f"{field}: {path}:{number}"
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        try:
+            line = raw.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{where}: not UTF-8 at byte {error.start}") from None
+        yield _text(line, where) if holds_records else line
+
+
+def _line(file: BinaryIO, where: str) -> bytes:
+    try:
+        raw = file.readline(LINE_LIMIT_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise BadInput(f"{where}: the compressed file is broken: {error}") from None
+    if len(raw) > LINE_LIMIT_BYTES:
+        raise BadInput(f"{where}: the line is longer than 16 MiB; break it up")
+    return raw
+
+
+def _text(line: str, where: str) -> str:
+    if not line.strip():
+        return ""
+    try:
+        record: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{where}: not JSON; a .jsonl file holds one object a line") from None
+    text = cast(dict[str, Any], record).get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise BadInput(f'{where}: has no "text" column; each line is {{"text": "…"}}')
+    if "\\u" in line and not _is_encodable(text):
+        raise BadInput(f"{where}: its text has half of a surrogate pair, which is no character")
+    return text
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
