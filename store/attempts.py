@@ -188,11 +188,10 @@ def open_on_host(session: Session, host: str) -> Sequence[Attempt]:
     ).all()
 
 
-def beats(session: Session) -> dict[str, tuple[str, str, int]]:
-    """Every open attempt: id → (job id, host, beat), for the judge who watches whether the beat stands still."""
-    rows = session.execute(
-        select(Attempt.id, Attempt.job_id, Attempt.host, Attempt.beat).where(Attempt.status.in_(OPEN_ATTEMPT))
-    )
+def beats(session: Session, *, host: str | None = None) -> dict[str, tuple[str, str, int]]:
+    """Every open attempt, or one host's: id → (job id, host, beat), for the judge who watches whether the beat stands still."""
+    query = select(Attempt.id, Attempt.job_id, Attempt.host, Attempt.beat).where(Attempt.status.in_(OPEN_ATTEMPT))
+    rows = session.execute(query if host is None else query.where(Attempt.host == host))
     return {attempt_id: (job_id, host, beat) for attempt_id, job_id, host, beat in rows}
 
 

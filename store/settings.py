@@ -90,6 +90,11 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'longyard.db'}"
 
     @cached_property
+    def is_local(self) -> bool:
+        """Whether the database is the SQLite file in the data directory: who uses it shares this machine's kernel, and its locks."""
+        return self.db_url == f"sqlite:///{self.data_dir / 'longyard.db'}"
+
+    @cached_property
     def broker_url(self) -> str:
         """In redis-py's form; `store/broker.py` alone rewrites it for kombu."""
         return self.redis_url or f"unix://{self.broker_socket}"

@@ -18,12 +18,12 @@ from store.models import Attempt
 from store.notify import Notifier
 from store.settings import Settings
 from store.states import AttemptStatus
-from worker import processes, recovery, runlock, supervisor
+from worker import launch, processes, recovery, runlock
 from worker.devices import Inventory
+from worker.launch import Launch
 from worker.launcher import Launcher
 from worker.planner import Planner
 from worker.recovery import Recovery
-from worker.supervisor import Launch
 from worker.sweeper import Sweeper
 from worker.wake import Wake
 
@@ -107,7 +107,7 @@ class HostLoop:
                 self._is_ready = True
                 continue
             self._launched.discard(told.attempt_id)
-            if told.exit_code != supervisor.BUSY:
+            if told.exit_code != launch.BUSY:
                 self._ended[told.attempt_id] = told.exit_code
             # Its devices are free: this worker plans, or tells whoever does.
             if self._sweeper.has_role:
@@ -196,6 +196,7 @@ class HostLoop:
             number=attempt.number,
             cpu_threads=self._inventory.cpu_threads,
             simulated=self._inventory.simulated,
+            asked_at=processes.boottime(),
         )
 
     def _begin_recovery(

@@ -25,10 +25,10 @@ from typing import Final, Literal
 
 from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
 from store.settings import Settings
-from worker import processes, supervisor
+from worker import launch, processes
 from worker.journal import configure
+from worker.launch import Launch
 from worker.rehearsal import rehearse
-from worker.supervisor import Launch
 from worker.wake import Wake
 
 MESSAGE_BYTES: Final = 64 * 1024
@@ -176,10 +176,10 @@ class _Forker:
     def _fork(self, request: Launch) -> None:
         pid = os.fork()
         if pid == 0:
-            code = supervisor.FAILED
+            code = launch.FAILED
             try:
                 self._leave_all_behind(request)
-                code = supervisor.run(self._settings, self._database, request)
+                code = launch.run(self._settings, self._database, request)
             except BaseException:  # the process's edge
                 log.exception("the supervisor failed")
             finally:

@@ -19,7 +19,7 @@ from store.models import Job
 from store.states import Closing, Intent
 from worker import processes, tail
 from worker.cause import Verdict
-from worker.tail import Metrics, Pace, Phase, Published, Report
+from worker.tail import Metrics, Pace, Phase, Published, Report, StartUp
 
 BATCH_BYTES: Final = 1 << 20
 METRICS_BYTES: Final = 1 << 18
@@ -107,6 +107,8 @@ class Ledger:
         self._total_steps: int | None = None
         self._is_poisoned = False
         self._notes: deque[Note] = deque()
+        self.launch_s: float | None = None
+        """From the request to the start of the ranks: what comes before the parts of a start-up that a rank can tell."""
         self.intent = Intent.RUN
         self.renewed_at = processes.boottime()
         self._began_at: float | None = None
@@ -138,6 +140,10 @@ class Ledger:
         if renew or not news.is_empty:
             self._transact(news, lambda _session, _job: None)
         return news
+
+    def record(self, write: Callable[[Session, Job], None]) -> None:
+        """Have something else written with what is new, under the fence."""
+        self._transact(self._look(final=False), write)
 
     def close(self, verdict: Verdict, *, devices_clean: bool, is_stuck: bool = False) -> Closing:
         """Drain the files to their end, then close the attempt together with the last of them.
@@ -239,6 +245,8 @@ class Ledger:
         for report in news.reports:
             if isinstance(report, Published):
                 self._record_checkpoint(session, job, report)
+            elif isinstance(report, StartUp):
+                self._record_start_up(session, job, report)
         for piece in news.pieces:
             self._record_piece(session, piece, job)
         for note in news.notes:
@@ -277,6 +285,10 @@ class Ledger:
             dir=report.dir,
             manifest_sha256=report.manifest_sha256,
         )
+
+    def _record_start_up(self, session: Session, job: Job, report: StartUp) -> None:
+        parts = report.parts if self.launch_s is None else {"launch": round(self.launch_s, 4)} | dict(report.parts)
+        events.append(session, job, kind="startup", attempt=attempts.get(session, self._attempt_id).number, parts=parts)
 
     def _record_piece(self, session: Session, piece: Piece, job: Job) -> None:
         if piece.data is None:

@@ -59,7 +59,8 @@ class Recovery:
         strays = processes.of_attempt(self._attempt.id)
         if strays and waited_s < self._settings.quarantine_s:
             # Ranks got SIGTERM when their supervisor died: they are saving.
-            if self._is_closed or self._kill_supervisor or waited_s >= self._settings.sibling_grace_s:
+            grace_s = self._settings.stop_grace_s if self._kill_supervisor else self._settings.sibling_grace_s
+            if self._is_closed or waited_s >= grace_s:
                 processes.send(strays, signal.SIGKILL)
             return False
         try:
@@ -108,8 +109,10 @@ class Recovery:
         self._notifier.publish_host(attempt.host)
 
     def _verdict(self, intent: Intent) -> Verdict:
-        never_began = self._attempt.status is AttemptStatus.STARTING
-        reason = ExitReason.LAUNCH_ERROR if never_began else ExitReason.INFRA
+        if self._attempt.status is AttemptStatus.STARTING:
+            reason = ExitReason.LAUNCH_ERROR
+        else:
+            reason = ExitReason.LEASE_EXPIRED if self._kill_supervisor else ExitReason.INFRA
         verdict = cause.from_files(
             self._run_dir, num_ranks=len(self._attempt.devices), otherwise=Verdict(reason, self._words)
         )

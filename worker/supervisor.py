@@ -1,4 +1,4 @@
-"""Owns one attempt from its launch to its close: the ranks, their stop, the lease. A process of its own, forked by the launcher.
+"""Owns one attempt whose ranks run, to its close: their stop, the lease. A process of its own, forked by the launcher.
 
 The main thread keeps the processes and the deadlines and never touches the database, so that nothing it waits for can keep it from
 ending the ranks before the lease does. The rows are the scribe's, in threads of its own.
@@ -10,154 +10,24 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from store import attempts, jobs
-from store.db import Database
-from store.errors import LeaseLost, NotFound
-from store.models import Attempt, Job
+from store.models import Job
 from store.notify import Notifier
 from store.settings import Settings
 from store.states import ExitReason, Intent
-from worker import cause, preparation, processes, ranks, stacks
+from worker import cause, fence, processes, ranks, stacks
 from worker.cause import StopAsked, Verdict
 from worker.hang import HangWatch, Standstill
 from worker.ledger import Ledger
-from worker.preparation import Refused
 from worker.ranks import Ranks
-from worker.runlock import RunLock
 from worker.scribe import Scribe
 from worker.stacks import StackDump
 from worker.wake import Wake
 from worker.watch import Watch
 
-RETRY_S: Final = 0.5
-PATIENCE_S: Final = 0.2
-FENCE_TERM: Final = 35 / 60
-FENCE_KILL: Final = 45 / 60
-"""Shares of the lease without a renewal after which the ranks get SIGTERM and SIGKILL; all is over well before it ends."""
-
-DONE, BUSY, LOST, FAILED = 0, 10, 11, 12
-"""Exit codes: closed; another supervisor has the attempt; the lease was lost; could not even begin."""
-
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the host loop asks for. `cpu_threads` is a rank's share of the host's cores."""
-
-    attempt_id: str
-    job_id: str
-    number: int
-    cpu_threads: int
-    simulated: bool
-
-
-def run(settings: Settings, database: Database, launch: Launch) -> int:
-    """Own the attempt until it is closed. `database` has no connection yet. Returns an exit code."""
-    run_dir = settings.run_dir(launch.job_id, launch.number)
-    with RunLock(run_dir, patience_s=PATIENCE_S) as lock:
-        if not lock.is_held:
-            return BUSY
-        notifier = Notifier(settings.broker_url)
-        try:
-            return _own(settings, launch, run_dir, database, notifier)
-        except LeaseLost as error:
-            log.warning("%s", error)
-            return LOST
-        finally:
-            database.dispose()
-
-
-def _own(settings: Settings, launch: Launch, run_dir: Path, database: Database, notifier: Notifier) -> int:
-    attempt, job = _patiently(lambda: _read(database, launch), settings)
-    ledger = Ledger(
-        database,
-        attempt_id=attempt.id,
-        job_id=job.id,
-        run_dir=run_dir,
-        num_ranks=len(attempt.devices),
-        max_log_bytes=settings.max_log_bytes,
-        retry_s=settings.retry_s,
-    )
-    job = _patiently(lambda: ledger.begin(boot_id=processes.boot_id()), settings)
-    notifier.publish_job(job.id)
-    try:
-        if ledger.intent in cause.BY_INTENT:
-            raise Refused(cause.BY_INTENT[ledger.intent])
-        preparation.prepare(
-            settings,
-            database,
-            job,
-            run_dir,
-            attempt_id=attempt.id,
-            cpu_threads=launch.cpu_threads,
-            simulated=launch.simulated,
-            renew=lambda: _renew_if_due(ledger, settings),
-        )
-        processes.become_subreaper()
-        watch = Watch(run_dir)
-        started = ranks.start(
-            settings.trainer_module,
-            run_dir=run_dir,
-            attempt_id=attempt.id,
-            devices=attempt.devices,
-            device_type="cpu" if launch.simulated else attempt.device_type,
-            cpu_threads=launch.cpu_threads,
-            allow_network=settings.allow_network,
-        )
-    except Refused as error:
-        _close_unstarted(ledger, error.verdict)
-        notifier.publish_job(job.id)
-        return DONE
-    return Supervisor(settings, job, run_dir, started, watch, ledger, notifier).run()
-
-
-def _read(database: Database, launch: Launch) -> tuple[Attempt, Job]:
-    with database.read() as session:
-        try:
-            return attempts.get(session, launch.attempt_id), jobs.get(session, launch.job_id)
-        except NotFound as error:
-            raise LeaseLost(f"attempt {launch.attempt_id} is gone") from error
-
-
-def _patiently(step: Callable[[], T], settings: Settings) -> T:
-    """A database that is away for a moment costs a moment; one that stays away costs the launch, before the lease ends."""
-    deadline = processes.boottime() + FENCE_TERM * settings.lease_s
-    while True:
-        try:
-            return step()
-        except SQLAlchemyError:
-            if processes.boottime() >= deadline:
-                raise
-            log.warning("the database is away; trying again", exc_info=True)
-            time.sleep(RETRY_S)
-
-
-def _renew_if_due(ledger: Ledger, settings: Settings) -> None:
-    """For long work before the ranks run. A beat that is missed is no harm yet; the fence counts."""
-    if processes.boottime() - ledger.renewed_at >= settings.heartbeat_s:
-        try:
-            ledger.commit()
-        except SQLAlchemyError:
-            log.warning("the database is away", exc_info=True)
-
-
-def _close_unstarted(ledger: Ledger, verdict: Verdict) -> None:
-    while True:
-        try:
-            ledger.close(verdict, devices_clean=True)
-            return
-        except SQLAlchemyError:
-            log.exception("the database is away; trying again")
-            time.sleep(RETRY_S)
 
 
 class Supervisor:
@@ -188,13 +58,13 @@ class Supervisor:
         self._wake = Wake()
         self._scribe = Scribe(settings, job.id, ledger=ledger, watch=watch, notifier=notifier, tell=self._wake.wake)
 
-    def run(self) -> int:
-        """Until the attempt is closed, or its lease is lost and its ranks are gone."""
+    def run(self) -> bool:
+        """Until the attempt is closed: True; or until its lease is lost and its ranks are gone: False."""
         self._take_signals()
         self._scribe.start()
         is_clean = self._keep_ranks()
         self._scribe.finish(self._judge(), is_clean=is_clean)
-        return LOST if self._scribe.is_lost else DONE
+        return not self._scribe.is_lost
 
     def _take_signals(self) -> None:
         """SIGTERM asks for a checkpoint and an end, as a host does that shuts down; the second, or SIGINT, does not wait for it."""
@@ -266,7 +136,7 @@ class Supervisor:
             return StopAsked(Verdict(ExitReason.TIME_LIMIT, words), now)
         if intent is Intent.PREEMPT or self._num_signals:
             return StopAsked(cause.BY_INTENT[Intent.PREEMPT], now)
-        if now >= self._fence_at(FENCE_TERM):
+        if now >= fence.stops_at(self._settings, self._ledger.renewed_at):
             silence_s = now - self._ledger.renewed_at
             words = f"its supervisor could not reach the database for {silence_s:.0f} s"
             return StopAsked(Verdict(ExitReason.LEASE_EXPIRED, words), now)
@@ -274,7 +144,7 @@ class Supervisor:
 
     def _kill_from(self) -> float:
         """The boot time from which there is no more asking."""
-        limits = [self._fence_at(FENCE_KILL)]
+        limits = [fence.kills_at(self._settings, self._ledger.renewed_at)]
         if self._stop is not None:
             limits.append(self._stop.at + self._settings.stop_grace_s)
         if (first_failure_at := self._ranks.first_failure_at) is not None:
@@ -285,17 +155,14 @@ class Supervisor:
 
     def _next_deadline(self) -> float:
         deadlines = [self._kill_from()]
-        if self._stop is None:
-            deadlines += [self._fence_at(FENCE_TERM), self._look_at, self._limit_at()]
+        if self._stop is None and self._ranks.first_failure_at is None:
+            deadlines += [fence.stops_at(self._settings, self._ledger.renewed_at), self._look_at, self._limit_at()]
         return min(deadlines)
 
     def _limit_at(self) -> float:
         """The boot time at which the job will have run for its time limit, its earlier attempts counted."""
         limit_s = self._job.time_limit_s
         return math.inf if limit_s is None else self._started_at + limit_s - self._job.ran_s
-
-    def _fence_at(self, share: float) -> float:
-        return self._ledger.renewed_at + share * self._settings.lease_s
 
     def _judge(self) -> Verdict:
         if self._ranks.running:

@@ -1,7 +1,8 @@
 """Owns the judging of leases, in whichever worker holds the `sweep` role: a beat that stands still for the lease's length is over.
 
 It compares no clocks: it watches, on its own, how long a beat has not changed. Where it could not watch for a while (the database was
-away, this process was stopped), the watching starts again.
+away, this process was stopped), the watching starts again. Attempts of its own host every worker watches, role or not: it can end a
+supervisor that is stuck.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from store.db import Database
 from store.errors import LeaseLost
 from store.settings import Settings
 from store.states import ExitReason, HostStatus
-from worker import processes
+from worker import processes, runlock
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +50,15 @@ class Sweeper:
         self.has_role = False
 
     def sweep(self) -> list[Expired]:
-        """Renew or try to take the role; with it, judge every open attempt and host. Attempts of this host are their recovery's business,
-        but for those whose supervisor is stuck: see `is_stuck`."""
+        """Renew or try to take the role; with it, judge every host and the open attempts of all others.
+
+        Attempts of this host are their recovery's business: `is_stuck` tells it which.
+        """
         now = processes.boottime()
         if self._looked_at is None or now - self._looked_at > self._settings.lease_s / 2:
             self._seen, self._role = {}, None
         self._take_role(now)
         self._looked_at = now
-        if not self.has_role:
-            self._seen = {}
-            return []
         return self._judge(now)
 
     def is_stuck(self, key: str, beat: int) -> bool:
@@ -90,8 +90,8 @@ class Sweeper:
 
     def _judge(self, now: float) -> list[Expired]:
         with self._database.read() as session:
-            beats = attempts.beats(session)
-            views = hosts.all_hosts(session)
+            beats = attempts.beats(session, host=None if self.has_role else self._settings.host_name)
+            views = hosts.all_hosts(session) if self.has_role else []
         self._seen = {key: _sight(self._seen.get(key), beat, now) for key, (_, _, beat) in beats.items()} | {
             f"host {view.host.name}": _sight(self._seen.get(f"host {view.host.name}"), view.host.beat, now)
             for view in views
@@ -104,10 +104,20 @@ class Sweeper:
     def _expire(self, beats: Mapping[str, tuple[str, str, int]]) -> list[Expired]:
         expired: list[Expired] = []
         for attempt_id, (job_id, host, beat) in beats.items():
-            is_ours = host == self._settings.host_name
-            if not is_ours and self.is_stuck(attempt_id, beat) and self._close(attempt_id, job_id, host, beat):
+            if host == self._settings.host_name or not self.is_stuck(attempt_id, beat):
+                continue
+            if not self._is_at_work(attempt_id) and self._close(attempt_id, job_id, host, beat):
                 expired.append(Expired(attempt_id, job_id))
         return expired
+
+    def _is_at_work(self, attempt_id: str) -> bool:
+        """Whether its supervisor or a rank is seen on this machine, where every host of a local database is: see worker/fence.py."""
+        if not self._settings.is_local:
+            return False
+        with self._database.read() as session:
+            attempt = attempts.get(session, attempt_id)
+        run_dir = self._settings.run_dir(attempt.job_id, attempt.number)
+        return runlock.holder(run_dir) is not None or bool(processes.of_attempt(attempt_id))
 
     def _close(self, attempt_id: str, job_id: str, host: str, beat: int) -> bool:
         try:

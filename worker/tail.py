@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,9 @@ from store.metrics import Point
 CHUNK_BYTES: Final = 64 * 1024
 """A log line longer than this is split here."""
 MAX_NAME_CHARS: Final = 128
+MAX_WORD_CHARS: Final = 16
+KINDS: Final = ("metrics", "phase", "checkpoint", "startup")
+MAX_PARTS: Final = 32
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x2 | 0x1
 _libc = ctypes.CDLL(None)
 
@@ -47,7 +51,19 @@ class Published:
     manifest_sha256: str
 
 
-Report = Metrics | Phase | Published
+@dataclass(frozen=True)
+class StartUp:
+    """Where the time went between a rank's start and its first step: seconds by part, in their order."""
+
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A line of a kind that this worker has not heard of: a newer trainer's."""
+
+
+Report = Metrics | Phase | Published | StartUp | Unknown
 
 
 @dataclass(frozen=True)
@@ -152,7 +168,9 @@ def parse(line: bytes) -> Report | None:
         return Phase(phase, step, _count(fields.get("total_steps")))
     if kind == "checkpoint" and step is not None:
         return _published(step, fields)
-    return None
+    if kind == "startup" and isinstance(fields.get("parts"), dict):
+        return _start_up(cast(dict[str, Any], fields["parts"]))
+    return Unknown() if isinstance(kind, str) and kind not in KINDS else None
 
 
 def clean(text: str) -> str:
@@ -192,6 +210,13 @@ def _published(step: int, fields: dict[str, Any]) -> Published | None:
     return Published(step, directory, digest)
 
 
+def _start_up(parts: dict[str, Any]) -> StartUp:
+    named = {clean(name)[:MAX_WORD_CHARS]: _number(value) for name, value in list(parts.items())[:MAX_PARTS]}
+    return StartUp(
+        {name: round(value, 4) for name, value in named.items() if value is not None and 0 <= value < math.inf}
+    )
+
+
 def _read(path: Path, offset: int, limit_bytes: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -220,7 +245,7 @@ def _count(value: object) -> int | None:
 
 
 def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and 0 < len(value) <= 16 and value.isprintable() else None
+    return value if isinstance(value, str) and 0 < len(value) <= MAX_WORD_CHARS and value.isprintable() else None
 
 
 def _number(value: object) -> float | None:

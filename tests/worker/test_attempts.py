@@ -45,6 +45,25 @@ def test_success(host: Plane) -> None:
     host.assert_clean(job_id)
 
 
+def test_where_the_time_of_a_start_went(host: Plane) -> None:
+    job_id = host.submit(
+        [
+            {"do": "startup", "process": 0.25, "imports": 1.5, "wrong": "word", "nan": float("nan"), "first_step": 2},
+            {"do": "report", "line": '{"kind": "of_a_newer_trainer", "step": 1}\n'},
+            {"do": "metrics", "step": 1, "values": {"loss": 1.0}},
+            {"do": "succeed"},
+        ]
+    )
+    assert host.until_ended(job_id).status is JobStatus.SUCCEEDED
+    (told,) = [event.data for event in host.events(job_id) if event.kind == "startup"]
+    parts: dict[str, float] = told["parts"]
+    assert told["attempt"] == 1
+    assert list(parts) == ["launch", "process", "imports", "first_step"]
+    assert (parts["process"], parts["imports"], parts["first_step"]) == (0.25, 1.5, 2.0)
+    assert 0 < parts["launch"] < 60
+    assert "metrics_skipped" not in host.kinds(job_id), "what is not known is no damage"
+
+
 def test_a_rank_is_told_its_place_and_no_secret(host: Plane) -> None:
     job_id = host.submit(
         [{"do": "tell_config", "rank": 0}, {"do": "tell_environment", "rank": 1}, {"do": "succeed"}], num_devices=2

@@ -42,6 +42,11 @@ class Flaky(Database):
         if failure == "after":
             raise OperationalError("COMMIT", None, Exception("gone after"))
 
+    @contextmanager
+    def write_never(self) -> Generator[Session]:
+        raise OperationalError("BEGIN", None, Exception("away"))
+        yield
+
 
 @pytest.fixture
 def attempt(plane: Plane) -> Attempt:

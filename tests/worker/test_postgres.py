@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from store import jobs
 from store.states import ExitReason, JobStatus
 from tests.worker.conftest import Plane
+from tests.worker.processes import is_running
+from worker import runlock
 
 
 @pytest.fixture
@@ -45,3 +48,24 @@ def test_success_failure_and_cancel(on_postgres: Plane, database_url: str) -> No
     plane.cancel(slow)
     assert plane.until_ended(slow).status is JobStatus.CANCELLED
     plane.assert_clean(slow)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_supervisor_cut_from_a_shared_database_ends_its_ranks_before_the_lease(
+    on_postgres: Plane, database_url: str
+) -> None:
+    """Another host may start the job again once the lease is over: by then nothing of it may run here."""
+    plane = on_postgres
+    job_id = plane.submit([{"do": "say", "text": "up"}, {"do": "wait_for_stop", "save": 3}])
+    plane.until_log(job_id, b"up")
+    (rank,) = plane.ranks(job_id)
+    with plane.database.write() as session:
+        jobs.touch(session, job_id)
+        plane.eventually(lambda: not is_running(rank), within_s=plane.settings.lease_s)
+        assert runlock.holder(plane.run_dir(job_id)) is not None, "the supervisor waits to tell"
+    plane.until_status(job_id, JobStatus.QUEUED)
+    attempt = plane.attempt(job_id)
+    assert attempt.exit_reason is ExitReason.LEASE_EXPIRED
+    assert "could not reach the database" in (attempt.message or "")
+    assert "checkpoint" in plane.kinds(job_id)
+    assert plane.log(job_id).endswith(b"stopped\n")

@@ -78,8 +78,8 @@ def test_a_renewal_after_the_last_look_saves_it(
         sweeper.sweep()
     read = attempts.beats
 
-    def read_then_renew(session: Session) -> dict[str, tuple[str, str, int]]:
-        found = read(session)
+    def read_then_renew(session: Session, *, host: str | None) -> dict[str, tuple[str, str, int]]:
+        found = read(session, host=host)
         with plane.database.write() as other:
             attempts.renew(other, away.id, job_id=away.job_id)
         return found

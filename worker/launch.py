@@ -1,0 +1,239 @@
+"""Owns an attempt from the request to its first rank: begin it, prepare what the ranks read, and keep the lease meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from store import attempts, checkpoints, jobs
+from store.db import Database
+from store.errors import LeaseLost, NotFound
+from store.models import Attempt, Checkpoint, Job
+from store.notify import Notifier
+from store.settings import Settings
+from worker import cause, fence, preparation, processes, ranks
+from worker.cause import Verdict
+from worker.ledger import Ledger
+from worker.preparation import Refused
+from worker.ranks import Ranks
+from worker.resumption import Choice
+from worker.runlock import RunLock
+from worker.supervisor import Supervisor
+from worker.watch import Watch
+
+RETRY_S: Final = 0.5
+PATIENCE_S: Final = 0.2
+
+DONE, BUSY, LOST, FAILED = 0, 10, 11, 12
+"""Exit codes: closed; another supervisor has the attempt; the lease was lost; could not even begin."""
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the host loop asks for, at a boot time. `cpu_threads` is a rank's share of the host's cores."""
+
+    attempt_id: str
+    job_id: str
+    number: int
+    cpu_threads: int
+    simulated: bool
+    asked_at: float
+
+
+def run(settings: Settings, database: Database, launch: Launch) -> int:
+    """Own the attempt until it is closed. `database` has no connection yet. Returns an exit code."""
+    run_dir = settings.run_dir(launch.job_id, launch.number)
+    with RunLock(run_dir, patience_s=PATIENCE_S) as lock:
+        if not lock.is_held:
+            return BUSY
+        notifier = Notifier(settings.broker_url)
+        try:
+            return Opening(settings, launch, run_dir, database, notifier).own()
+        except LeaseLost as error:
+            log.warning("%s", error)
+            return LOST
+        finally:
+            database.dispose()
+
+
+class Opening:
+    """The time before the ranks run: one thread, but for the one that reads files while this one keeps the lease."""
+
+    def __init__(
+        self, settings: Settings, launch: Launch, run_dir: Path, database: Database, notifier: Notifier
+    ) -> None:
+        self._settings, self._launch, self._run_dir = settings, launch, run_dir
+        self._database, self._notifier = database, notifier
+        self._began = processes.boottime()
+
+    def own(self) -> int:
+        attempt, _ = self._patiently(self._read, since=self._began)
+        ledger = self.ledger(attempt)
+        job = self.begin(ledger)
+        self._notifier.publish_job(job.id)
+        try:
+            self._prepare(ledger, job)
+            processes.become_subreaper()
+            watch = Watch(self._run_dir)
+            started = self._start(attempt)
+        except Refused as error:
+            self._close_unstarted(ledger, error.verdict)
+            return DONE
+        ledger.launch_s = processes.boottime() - self._launch.asked_at
+        supervisor = Supervisor(self._settings, job, self._run_dir, started, watch, ledger, self._notifier)
+        return DONE if supervisor.run() else LOST
+
+    def ledger(self, attempt: Attempt) -> Ledger:
+        return Ledger(
+            self._database,
+            attempt_id=attempt.id,
+            job_id=attempt.job_id,
+            run_dir=self._run_dir,
+            num_ranks=len(attempt.devices),
+            max_log_bytes=self._settings.max_log_bytes,
+            retry_s=self._settings.retry_s,
+        )
+
+    def begin(self, ledger: Ledger) -> Job:
+        """The reply to a first try may be lost after its commit. Who holds the run lock and saw it fail has begun it."""
+        has_failed = False
+
+        def once() -> Job:
+            nonlocal has_failed
+            try:
+                return ledger.begin(boot_id=processes.boot_id())
+            except SQLAlchemyError:
+                has_failed = True
+                raise
+            except LeaseLost:
+                if not has_failed:
+                    raise
+                ledger.commit()
+                return self._read()[1]
+
+        return self._patiently(once, since=self._began)
+
+    def _read(self) -> tuple[Attempt, Job]:
+        with self._database.read() as session:
+            try:
+                return attempts.get(session, self._launch.attempt_id), jobs.get(session, self._launch.job_id)
+            except NotFound as error:
+                raise LeaseLost(f"attempt {self._launch.attempt_id} is gone") from error
+
+    def _prepare(self, ledger: Ledger, job: Job) -> None:
+        """Write config.json. What was found of the checkpoints is told with a renewal, so the ranks start under a fresh lease."""
+        _check_intent(ledger)
+        rows = self._patiently(lambda: self._checkpoints(job.id), since=ledger.renewed_at)
+        choice = self._while_renewing(
+            ledger,
+            lambda is_over: preparation.prepare(
+                self._settings,
+                job,
+                rows,
+                self._run_dir,
+                cpu_threads=self._launch.cpu_threads,
+                simulated=self._launch.simulated,
+                is_over=is_over,
+            ),
+        )
+        if rows:
+            self._tell(ledger, choice)
+            _check_intent(ledger)
+
+    def _tell(self, ledger: Ledger, choice: Choice) -> None:
+        if choice.missing is not None:
+            one = choice.missing
+            ledger.note("checkpoint_missing", attempt=self._launch.number, step=one.step, dir=one.dir)
+        if choice.found is not None:
+            one = choice.found
+            ledger.note("resuming", attempt=self._launch.number, step=one.step, dir=one.dir)
+
+        def condemn(session: Session, job: Job) -> None:
+            for one in choice.corrupt:
+                checkpoints.condemn(session, job, one.id)
+
+        self._patiently(lambda: ledger.record(condemn), since=ledger.renewed_at)
+
+    def _checkpoints(self, job_id: str) -> list[Checkpoint]:
+        with self._database.read() as session:
+            return list(checkpoints.newest_first(session, job_id))
+
+    def _while_renewing(self, ledger: Ledger, work: Callable[[Callable[[], bool]], Choice]) -> Choice:
+        """`work` in a thread of its own that is gone afterwards: ranks are forked from a process with one. Raises what it raises."""
+        answer: list[Choice | Exception] = []
+        is_over = threading.Event()
+
+        def run() -> None:
+            try:
+                answer.append(work(is_over.is_set))
+            except Exception as error:  # noqa: BLE001  # the thread's edge: handed to the one that waits
+                answer.append(error)
+
+        thread = threading.Thread(target=run, name="files")
+        thread.start()
+        try:
+            while True:
+                thread.join(self._settings.heartbeat_s)
+                if not thread.is_alive():
+                    break
+                self._renew(ledger)
+        finally:
+            is_over.set()
+            thread.join()
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
+    def _renew(self, ledger: Ledger) -> None:
+        self._patiently(ledger.commit, since=ledger.renewed_at)
+        self._notifier.publish_job(self._launch.job_id)
+        _check_intent(ledger)
+
+    def _start(self, attempt: Attempt) -> Ranks:
+        return ranks.start(
+            self._settings.trainer_module,
+            run_dir=self._run_dir,
+            attempt_id=attempt.id,
+            devices=attempt.devices,
+            device_type="cpu" if self._launch.simulated else attempt.device_type,
+            cpu_threads=self._launch.cpu_threads,
+            allow_network=self._settings.allow_network,
+        )
+
+    def _patiently(self, step: Callable[[], T], *, since: float) -> T:
+        """A database that is away for a moment costs a moment; one that stays away costs the launch, before the lease ends."""
+        while True:
+            try:
+                return step()
+            except SQLAlchemyError:
+                if processes.boottime() >= fence.stops_at(self._settings, since):
+                    raise
+                log.warning("the database is away; trying again", exc_info=True)
+                time.sleep(RETRY_S)
+
+    def _close_unstarted(self, ledger: Ledger, verdict: Verdict) -> None:
+        while True:
+            try:
+                ledger.close(verdict, devices_clean=True)
+                break
+            except SQLAlchemyError:
+                log.exception("the database is away; trying again")
+                time.sleep(RETRY_S)
+        self._notifier.publish_job(self._launch.job_id)
+
+
+def _check_intent(ledger: Ledger) -> None:
+    """Raises Refused where the job is not wanted to run any more."""
+    if ledger.intent in cause.BY_INTENT:
+        raise Refused(cause.BY_INTENT[ledger.intent])
