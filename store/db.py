@@ -18,6 +18,16 @@ REVISION: Final = "0001"
 
 API_BUSY_TIMEOUT_S: Final = 2.0
 SUPERVISOR_BUSY_TIMEOUT_S: Final = 30.0
+IDLE_TRANSACTION_S: Final = 20.0
+"""PostgreSQL ends a transaction that asks nothing for so long: one whose process stands still would keep its job locked."""
+
+DEAD_PEER: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""libpq's: a server that is cut off without a word is given up after 25 s. Left to itself, the kernel waits for an answer for two hours."""
 
 
 class Base(DeclarativeBase):
@@ -68,8 +78,17 @@ def now() -> datetime:
 class Database:
     """One engine. SQLite runs in WAL with synchronous=FULL; a write there is BEGIN IMMEDIATE, so it never fails half-way on a lock."""
 
-    def __init__(self, url: str, *, busy_timeout_s: float = API_BUSY_TIMEOUT_S, pool_size: int = 5) -> None:
-        self.engine = _engine(url, busy_timeout_s=busy_timeout_s, pool_size=pool_size)
+    def __init__(
+        self,
+        url: str,
+        *,
+        busy_timeout_s: float = API_BUSY_TIMEOUT_S,
+        pool_size: int = 5,
+        idle_transaction_s: float = IDLE_TRANSACTION_S,
+    ) -> None:
+        self.engine = _engine(
+            url, busy_timeout_s=busy_timeout_s, pool_size=pool_size, idle_transaction_s=idle_transaction_s
+        )
         self._writing = self.engine.execution_options(longyard_begin="BEGIN IMMEDIATE")
 
     @property
@@ -98,7 +117,7 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str, *, busy_timeout_s: float, pool_size: int) -> Engine:
+def _engine(url: str, *, busy_timeout_s: float, pool_size: int, idle_transaction_s: float) -> Engine:
     if make_url(url).get_backend_name() == "sqlite":
         return _sqlite(url, busy_timeout_s=busy_timeout_s, pool_size=pool_size)
     return create_engine(
@@ -109,7 +128,9 @@ def _engine(url: str, *, busy_timeout_s: float, pool_size: int) -> Engine:
         pool_timeout=busy_timeout_s,
         connect_args={
             "connect_timeout": max(2, int(busy_timeout_s)),
-            "options": f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=utc",
+            **DEAD_PEER,
+            "options": f"-c lock_timeout={int(busy_timeout_s * 1000)} -c timezone=utc"
+            f" -c idle_in_transaction_session_timeout={int(idle_transaction_s * 1000)}",
         },
     )
 

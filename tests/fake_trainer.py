@@ -84,8 +84,19 @@ class Run:
             self.metrics(step, {name: float(step)})
             print(f"step {step}", flush=True)
 
-    def train(self, steps: int, step_s: float = 0.01, save_every: int = 10, hold_at: int = -1, gate: str = "") -> None:
-        """Steps like a real run's, from the checkpoint in the config on: see tests/faults/witness.py. Waits at one for a file."""
+    def train(
+        self,
+        steps: int,
+        step_s: float = 0.01,
+        save_every: int = 10,
+        hold_at: int = -1,
+        gate: str = "",
+        die_after: int = 0,
+    ) -> None:
+        """Steps like a real run's, from the checkpoint in the config on: see tests/faults/witness.py.
+
+        Waits at step `hold_at` for the file `gate`; dies by SIGKILL after `die_after` steps of this process.
+        """
         lesson = witness.resume(self.config)
         self.step, saved = lesson.step, lesson.step
         self.phase("train", total_steps=steps)
@@ -99,6 +110,9 @@ class Run:
             print(f"step {lesson.step} loss {values['loss']!r}", flush=True)
             if lesson.step % save_every == 0:
                 saved = self._save(lesson)
+            die_after -= 1
+            if die_after == 0:
+                self.die(signal.SIGKILL)
         if self.stop_asked:
             if saved < lesson.step:
                 self._save(lesson)
@@ -180,6 +194,9 @@ class Run:
     def die(self, signal_number: int) -> None:
         sys.stdout.flush()
         os.kill(os.getpid(), signal_number)
+
+    def kill_supervisor(self) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
 
     def ignore_stop(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

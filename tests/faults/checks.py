@@ -175,11 +175,11 @@ def _steps_in(path: Path) -> list[int]:
 def _steps_of(plane: Plane, job_id: str) -> int | None:
     """How many steps the job's program trains for; None where it does not."""
     path = Path(plane.client.promises.submitted[job_id]["train"]["train_file"])
-    for line in path.read_text().splitlines():
-        operation = json.loads(line)
-        if operation["do"] == "train":
-            return operation["steps"]
-    return None
+    try:
+        program = [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError:
+        return None  # a text, for the real trainer
+    return next((operation["steps"] for operation in program if operation["do"] == "train"), None)
 
 
 def _resumed_at(plane: Plane, job_id: str, number: int) -> int:

@@ -54,6 +54,24 @@ def plane(shared: Plane) -> Iterator[Plane]:
     settle(shared, [job_id for job_id in shared.client.promises.submitted if job_id not in before])
 
 
+@pytest.fixture(scope="module")
+def two_hosts(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, timings: Timings) -> Iterator[Plane]:
+    """Hosts a with two devices and b with four, so that a job's size says where it runs; leases at their stated length."""
+    root = tmp_path_factory.mktemp("hosts")
+    with planes.running(
+        root, timings, devices={"a": 2, "b": 4}, template=sqlite_template, switches=("clocks",)
+    ) as plane:
+        yield plane
+
+
+@pytest.fixture
+def pair(two_hosts: Plane) -> Iterator[Plane]:
+    """The file's two hosts, healed and checked after each test."""
+    before = set(two_hosts.client.promises.submitted)
+    yield two_hosts
+    settle(two_hosts, [job_id for job_id in two_hosts.client.promises.submitted if job_id not in before])
+
+
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
     """Jobs that wait for this file go on once the test makes it."""

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +82,14 @@ def locked_database(plane: Plane) -> Generator[None]:
 
 
 @contextmanager
-def frozen(*pids: int) -> Generator[None]:
-    """SIGSTOP for a block; SIGCONT to those that are still there."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+def frozen(*pids: int, between_writes_of: Plane | None = None) -> Generator[None]:
+    """SIGSTOP for a block; SIGCONT to those that are still there.
+
+    `between_writes_of`: none of them is stopped while it writes, for SQLite's one lock would stand still with it.
+    """
+    with locked_database(between_writes_of) if between_writes_of else nullcontext():
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:

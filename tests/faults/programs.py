@@ -17,10 +17,11 @@ def lesson(
     save_every: int = 20,
     hold_at: int = -1,
     gate: Path | None = None,
+    die_after: int = 0,
     before: tuple[Operation, ...] = (),
 ) -> list[Operation]:
     """A run whose losses show any step lost or done twice (K1). At step `hold_at` it waits for the file `gate`."""
-    train = {"do": "train", "steps": steps, "step_s": step_s, "save_every": save_every}
+    train = {"do": "train", "steps": steps, "step_s": step_s, "save_every": save_every, "die_after": die_after}
     return [*before, train | {"hold_at": hold_at, "gate": str(gate)}, {"do": "succeed"}]
 
 
