@@ -39,10 +39,9 @@ def count() -> Callable[[int, int], int]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, timings: Timings) -> Iterator[Plane]:
+    """The file's plane: one host of four devices."""
     root = tmp_path_factory.mktemp("plane")
-    # A busy machine must not end leases that no test is about.
-    calm = {"LONGYARD_LEASE_S": str(20 * timings.settings["lease_s"])}
-    with planes.running(root, timings, devices={"a": 4}, template=sqlite_template, variables=calm) as plane:
+    with planes.running(root, timings, devices={"a": 4}, template=sqlite_template, variables=calm(timings)) as plane:
         yield plane
 
 
@@ -54,28 +53,15 @@ def plane(shared: Plane) -> Iterator[Plane]:
     settle(shared, [job_id for job_id in shared.client.promises.submitted if job_id not in before])
 
 
-@pytest.fixture(scope="module")
-def two_hosts(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, timings: Timings) -> Iterator[Plane]:
-    """Hosts a with two devices and b with four, so that a job's size says where it runs; leases at their stated length."""
-    root = tmp_path_factory.mktemp("hosts")
-    with planes.running(
-        root, timings, devices={"a": 2, "b": 4}, template=sqlite_template, switches=("clocks",)
-    ) as plane:
-        yield plane
-
-
-@pytest.fixture
-def pair(two_hosts: Plane) -> Iterator[Plane]:
-    """The file's two hosts, healed and checked after each test."""
-    before = set(two_hosts.client.promises.submitted)
-    yield two_hosts
-    settle(two_hosts, [job_id for job_id in two_hosts.client.promises.submitted if job_id not in before])
-
-
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
     """Jobs that wait for this file go on once the test makes it."""
     return tmp_path / "gate"
+
+
+def calm(timings: Timings) -> dict[str, str]:
+    """A lease that a busy machine does not end, for tests that are not about leases."""
+    return {"LONGYARD_LEASE_S": str(20 * timings.settings["lease_s"])}
 
 
 def settle(plane: Plane, job_ids: list[str]) -> None:

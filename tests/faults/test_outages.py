@@ -14,6 +14,7 @@ import pytest
 from store.settings import Settings
 from tests.faults import injections, programs, proxy
 from tests.faults import plane as planes
+from tests.faults.conftest import calm
 from tests.faults.plane import Plane, Timings
 from tests.faults.programs import lesson
 
@@ -24,7 +25,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, timi
     root = tmp_path_factory.mktemp("plane")
     way, url = proxy.to_broker(str(Settings(data_dir=root / "data").broker_socket))
     with planes.running(
-        root, timings, devices={"a": 4}, template=sqlite_template, redis_url=url, ways={"broker": way}
+        root,
+        timings,
+        devices={"a": 4},
+        template=sqlite_template,
+        redis_url=url,
+        ways={"broker": way},
+        variables=calm(timings),
     ) as plane:
         yield plane
 
