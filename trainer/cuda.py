@@ -10,7 +10,8 @@ import torch
 import triton
 
 from trainer import banded, cuda_kernels, cuda_tiles
-from trainer.banded import Dropout, Mask
+from trainer.banded import Dropout
+from trainer.blocks import Mask
 from trainer.cuda_kernels import Drop, Sizes, Tensors, Tile
 
 _WIDEST_HEAD = 128
@@ -24,7 +25,7 @@ def attend(
     mask: Mask,
     dropout: Dropout | None = None,
 ) -> torch.Tensor:
-    """As `banded.attend`, with a dropout stream of its own; a query that may see no key gets zeros.
+    """As `banded.attend`, with a dropout stream of its own.
 
     Double precision and heads of more than 128 are left to `banded.attend`.
     """

@@ -57,26 +57,13 @@ def sees(i, j, numbers_i, numbers_j, sizes):
 
 @triton.jit
 def query_numbers(mask, i_M, n, sizes):
-    """Of which text queries are: they see keys of the same number."""
-    within_M = i_M < sizes.length
-    numbers_M = tl.where(within_M, 0, _NO_QUERY)
-    if mask.segments_BL is not None:
-        at_M = mask.segments_BL + (n // sizes.heads) * sizes.length + i_M
-        numbers_M = tl.load(at_M, mask=within_M, other=_NO_QUERY).to(tl.int32)
-    return numbers_M
+    """Of which text queries are: they see keys of the same number. Nobody wants to know what hidden ones see."""
+    return _numbers(mask, i_M, n, sizes, _NO_QUERY)
 
 
 @triton.jit
 def key_numbers(mask, j_N, n, sizes):
-    within_N = j_N < sizes.length
-    numbers_N = tl.where(within_N, 0, _NO_KEY)
-    first = (n // sizes.heads) * sizes.length
-    if mask.segments_BL is not None:
-        numbers_N = tl.load(mask.segments_BL + first + j_N, mask=within_N, other=_NO_KEY).to(tl.int32)
-    if mask.hidden_BL is not None:
-        hidden_N = tl.load(mask.hidden_BL + first + j_N, mask=within_N, other=1)
-        numbers_N = tl.where(hidden_N != 0, _NO_KEY, numbers_N)
-    return numbers_N
+    return _numbers(mask, j_N, n, sizes, _NO_KEY)
 
 
 @triton.jit
@@ -157,6 +144,19 @@ def global_places(slot, part, sizes, T: tl.constexpr):
     d_P = tl.arange(0, T.P)
     first = part.to(tl.int64) * sizes.num_global * T.D
     return first + slot_G[:, None] * T.D + d_P[None, :], (slot_G < sizes.num_global)[:, None] & (d_P < T.D)[None, :]
+
+
+@triton.jit
+def _numbers(mask, at, n, sizes, NONE: tl.constexpr):
+    within = at < sizes.length
+    numbers = tl.where(within, 0, NONE)
+    first = (n // sizes.heads) * sizes.length
+    if mask.segments_BL is not None:
+        numbers = tl.load(mask.segments_BL + first + at, mask=within, other=NONE).to(tl.int32)
+    if mask.hidden_BL is not None:
+        hidden = tl.load(mask.hidden_BL + first + at, mask=within, other=1)
+        numbers = tl.where(hidden != 0, NONE, numbers)
+    return numbers
 
 
 @triton.jit

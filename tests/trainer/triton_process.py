@@ -14,7 +14,8 @@ import torch
 from tests.trainer.test_attention import modules, run, signs, worst
 from trainer import banded
 from trainer.attention import WindowedSelfAttention
-from trainer.banded import Dropout, Mask
+from trainer.banded import Dropout
+from trainer.blocks import Mask
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def differentiate(attend: Callable[..., torch.Tensor], case: Case) -> dict[str, 
     *leaves, weight = case.tensors()
     q, k, v = (x.requires_grad_() for x in leaves)
     out = attend(q / 2, k, v, case.reach, case.mask, case.dropout)
-    # A query that sees no key has no output to speak of: implementations differ, and nobody reads it.
-    out = out * case.visible().any(-1, keepdim=True)
+    if case.mask.hidden_BL is not None:
+        # Implementations differ there, and nobody reads it.
+        out = out.masked_fill(case.mask.hidden_BL[:, None, :, None], 0.0)
     (out * weight).sum().backward()
     found = {"out": out.detach(), "q": q.grad, "k": k.grad, "v": v.grad}
     return {name: x.float() for name, x in found.items() if x is not None}
