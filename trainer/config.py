@@ -11,7 +11,7 @@ from trainer.shape import Activation, LongformerShape, Spec, past_positions, rea
 DeviceType = Literal["npu", "cuda", "cpu"]
 Optimizer = Literal["adamw_torch", "adamw_torch_fused", "adamw_torch_npu_fused"]
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
-Masking = Literal["token", "whole_word", "ngram"]
+Masking = Literal["token", "whole_word", "ngram", "ngram_recipe"]
 Source = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
@@ -63,7 +63,9 @@ class TrainConfig(Spec):
         default=False, description="Batch sequences of like length, so that little is padding."
     )
     masking: Masking = Field(
-        default="token", description="What is masked as one: a token, a whole word, or spans of 1 to 3 tokens."
+        default="token",
+        description="What is masked as one: a token, a whole word, or spans of 1 to 3 tokens. ngram_recipe begins spans "
+        "at mlm_probability, as the recipe does, and so masks half as many tokens again: see masked_rate.",
     )
     mlm_probability: float = Field(default=0.15, gt=0, lt=1, description="Share of the tokens that are masked.")
 

@@ -8,7 +8,7 @@ Shapes: B rows, L tokens in the longest of them, M labelled tokens of the batch,
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from trainer import packing, stop
 from trainer.config import RunConfig
 from trainer.corpus import Sequences
 from trainer.device import Device
-from trainer.masking import mask
+from trainer.masking import draw, expected_rate, mask
 from trainer.place import Place
 from trainer.tokenizer import Vocabulary
 
@@ -170,17 +170,8 @@ def _group(order_R: IntArray, lengths_R: IntArray, whole: int) -> IntArray:
     return np.concatenate([part[np.argsort(-lengths_R[part], kind="stable")] for part in parts])
 
 
-class _MaskedRow(NamedTuple):
-    input_ids_L: IntArray
-    position_ids_L: IntArray
-    segments_L: IntArray
-    label_positions_M: IntArray
-    labels_M: IntArray
-    num_samples: int
-
-
 class _MaskedRows:
-    """Rows with the masks of an epoch; what a DataLoader calls a dataset."""
+    """Batches of rows with the masks of an epoch; what a DataLoader calls a dataset."""
 
     def __init__(self, rows: Rows, vocabulary: Vocabulary, config: RunConfig, fixes_shapes: bool) -> None:
         self._rows = rows
@@ -191,26 +182,33 @@ class _MaskedRows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> _MaskedRow:
-        epoch, index = key
-        ids, positions, segments, at, labels = ([np.empty(0, np.int64)] for _ in range(5))
-        members = [] if index == _FILLER else self._rows[index]
-        start = 0
-        for number, member in enumerate(members, 1):
-            tokens_L = self._rows.sequences[member]
-            # Keyed on the sequence, so neither workers, nor ranks, nor how rows are packed change its masks.
-            rng = _generator(self._config.seed, epoch, member)
-            inputs_L, chosen_M = mask(
-                tokens_L, self._vocabulary, self._config.masking, self._config.mlm_probability, rng
-            )
-            ids.append(inputs_L)
-            positions.append(np.arange(len(tokens_L)) + self._vocabulary.pad + 1)
-            segments.append(np.full(len(tokens_L), number))
-            at.append(chosen_M + start)
-            labels.append(tokens_L[chosen_M])
-            start += len(tokens_L)
-        joined = (np.concatenate(parts) for parts in (ids, positions, segments, at, labels))
-        return _MaskedRow(*joined, num_samples=len(members))
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """The batch of the rows named by (epoch, row), all of one epoch."""
+        config, sequences = self._config, self._rows.sequences
+        members = [[] if row == _FILLER else self._rows[row] for _, row in keys]
+        members_S, sizes_B = (
+            np.array([i for row in members for i in row], np.int64),
+            np.array([len(m) for m in members]),
+        )
+        starts_S, ends_S = sequences.starts_N1[members_S], sequences.starts_N1[members_S + 1]
+        lengths_S = ends_S - starts_S
+        at_T = _count_up(lengths_S)
+        tokens_T = sequences.tokens_T[np.repeat(starts_S, lengths_S) + at_T].astype(np.int64)
+        draws_T = draw(config.seed, keys[0][0], members_S, lengths_S, at_T)
+        inputs_T, chosen_M = mask(tokens_T, at_T, draws_T, self._vocabulary, config.masking, config.mlm_probability)
+        row_T = np.repeat(np.repeat(np.arange(len(keys)), sizes_B), lengths_S)
+        column_T = _count_up(np.bincount(row_T, minlength=len(keys)))
+        size = len(keys), self._length(1 + int(column_T.max(initial=0)))
+        place_T = row_T * size[1] + column_T
+        ids_BL = np.full(size, self._vocabulary.pad, np.int64)
+        positions_BL = np.full(size, self._vocabulary.pad, np.int64)
+        segments_BL = np.zeros(size, np.int64)
+        ids_BL.flat[place_T] = inputs_T
+        positions_BL.flat[place_T] = at_T + self._vocabulary.pad + 1
+        segments_BL.flat[place_T] = np.repeat(_count_up(sizes_B) + 1, lengths_S)
+        at_M, labels_M = self._fill(place_T[chosen_M], tokens_T[chosen_M], ids_BL.size)
+        tensors = (torch.from_numpy(a) for a in (ids_BL, positions_BL, segments_BL, at_M, labels_M))
+        return Batch(*tensors, num_samples=len(members_S), num_tokens=len(tokens_T), num_labels=len(chosen_M))
 
     def _length(self, longest: int) -> int:
         whole = self._config.max_seq_length
@@ -222,29 +220,18 @@ class _MaskedRows:
         part = -(-whole // _LENGTHS) if self._config.group_by_length else whole
         return min(whole, -(-longest // part) * part)
 
-    def collate(self, rows: list[_MaskedRow]) -> Batch:
-        longest = max(1, *(len(row.input_ids_L) for row in rows)) if rows else 1
-        length = self._length(longest)
-        size = len(rows), length
-        ids_BL = np.full(size, self._vocabulary.pad, np.int64)
-        positions_BL = np.full(size, self._vocabulary.pad, np.int64)
-        segments_BL = np.zeros(size, np.int64)
-        for i, row in enumerate(rows):
-            own = slice(0, len(row.input_ids_L))
-            ids_BL[i, own], positions_BL[i, own], segments_BL[i, own] = row[:3]
-        at_M = np.concatenate([i * length + row.label_positions_M for i, row in enumerate(rows)])
-        labels_M = np.concatenate([row.labels_M for row in rows])
-        num_labels = len(labels_M)
-        if self._fixes_shapes:
-            room = label_capacity(num_labels, len(rows) * length, self._config.mlm_probability) - num_labels
-            at_M, labels_M = np.pad(at_M, (0, room)), np.pad(labels_M, (0, room), constant_values=IGNORED)
-        tensors = (torch.from_numpy(a) for a in (ids_BL, positions_BL, segments_BL, at_M, labels_M))
-        return Batch(
-            *tensors,
-            num_samples=sum(row.num_samples for row in rows),
-            num_tokens=int((segments_BL > 0).sum()),
-            num_labels=num_labels,
-        )
+    def _fill(self, at_M: IntArray, labels_M: IntArray, slots: int) -> tuple[IntArray, IntArray]:
+        if not self._fixes_shapes:
+            return at_M, labels_M
+        rate = expected_rate(self._config.masking, self._config.mlm_probability)
+        room = label_capacity(len(labels_M), slots, rate) - len(labels_M)
+        return np.pad(at_M, (0, room)), np.pad(labels_M, (0, room), constant_values=IGNORED)
+
+
+def _count_up(lengths: IntArray) -> IntArray:
+    """0, 1, … up to each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 def _loader(
@@ -260,7 +247,7 @@ def _loader(
         DataLoader(
             masked,  # pyright: ignore[reportArgumentType]
             batch_sampler=plan,  # pyright: ignore[reportArgumentType]
-            collate_fn=masked.collate,
+            collate_fn=_whole,
             num_workers=workers,
             pin_memory=config.dataloader_pin_memory and device.pins_memory,
             # Forked workers share the tokens instead of copying them; they never touch the device.
@@ -268,6 +255,11 @@ def _loader(
             worker_init_fn=_begin_worker,
         )
     )
+
+
+def _whole(batch: Any) -> Any:
+    """Batches come whole from `__getitems__`: there is nothing to collate."""
+    return batch
 
 
 def _begin_worker(worker_id: int) -> None:

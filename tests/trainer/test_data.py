@@ -27,7 +27,7 @@ Spec = Callable[..., dict[str, Any]]
 LINES = ["Each of these lines is a document.", "", "The second one is a little longer than the first.", "Third."]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vocabulary(inputs: Inputs) -> Vocabulary:
     return tokenizer.load(inputs.tokenizer)
 
@@ -194,25 +194,87 @@ def test_packing_fits_and_keeps_all(lengths: list[int]) -> None:
     assert all(a + b > 20 for a, b in itertools.combinations(loads, 2)), "two rows would have fitted into one"
 
 
+def mask(
+    tokens: Any, vocabulary: Vocabulary, kind: Any, rate: float, *, seed: int = 3, sequence: int = 0
+) -> tuple[Any, Any]:
+    """One sequence alone."""
+    at = np.arange(len(tokens))
+    draws = masking.draw(seed, 0, np.array([sequence]), np.array([len(tokens)]), at)
+    return masking.mask(tokens, at, draws, vocabulary, kind, rate)
+
+
 @pytest.mark.parametrize("kind", ["token", "whole_word", "ngram"])
 @pytest.mark.parametrize("rate", [0.15, 0.4])
 def test_the_masked_rate_is_the_one_asked_for(vocabulary: Vocabulary, kind: Any, rate: float) -> None:
-    rng = np.random.default_rng(3)
-    tokens = rng.integers(5, vocabulary.size, 100_000)
+    tokens = np.random.default_rng(3).integers(5, vocabulary.size, 100_000)
     tokens[::50] = vocabulary.bos
-    inputs, chosen = masking.mask(tokens, vocabulary, kind, rate, rng)
+    inputs, chosen = mask(tokens, vocabulary, kind, rate)
     plain = 100_000 - 2000
     assert len(chosen) / plain == pytest.approx(rate, rel=0.05)
     assert not np.isin(chosen, np.arange(0, 100_000, 50)).any()
     assert (inputs[chosen] == vocabulary.mask).mean() == pytest.approx(0.8, abs=0.01)
     assert (inputs[chosen] == tokens[chosen]).mean() == pytest.approx(0.1, abs=0.01)
+    random = inputs[chosen][(inputs[chosen] != vocabulary.mask) & (inputs[chosen] != tokens[chosen])]
+    assert random.mean() == pytest.approx(vocabulary.size / 2, rel=0.1)
+    assert random.min() < 10
+    assert random.max() >= vocabulary.size - 10
     untouched = np.setdiff1d(np.arange(100_000), chosen)
     assert np.array_equal(inputs[untouched], tokens[untouched])
 
 
+def test_the_recipes_spans_are_those_of_its_loops(vocabulary: Vocabulary) -> None:
+    """Started at 15 % of the tokens and extended one by one until another one starts; told as what that comes to."""
+    tokens = np.full(200_000, vocabulary.size - 1)
+    _, chosen = mask(tokens, vocabulary, "ngram_recipe", 0.15)
+    assert len(chosen) / len(tokens) == pytest.approx(0.2277, rel=0.02)
+    assert masking.expected_rate("ngram_recipe", 0.15) == pytest.approx(0.2277, abs=1e-4)
+    draws = masking.draw(3, 0, np.array([0]), np.array([len(tokens)]), np.arange(len(tokens))) / 2.0**64
+    starts = draws < 0.15
+    expected = starts.copy()
+    for start in np.flatnonzero(starts).tolist():
+        length = 3 if draws[start] < 0.15 * 2 / 11 else 2 if draws[start] < 0.15 * 5 / 11 else 1
+        for position in range(start + 1, min(len(tokens), start + length)):
+            if starts[position]:
+                break
+            expected[position] = True
+    assert np.array_equal(chosen, np.flatnonzero(expected))
+
+
+@pytest.mark.parametrize("kind", ["token", "whole_word", "ngram", "ngram_recipe"])
+@given(lengths=st.lists(st.integers(1, 40), max_size=8), seed=st.integers(0, 2**32 - 1))
+def test_a_batch_masks_each_sequence_as_if_alone(
+    vocabulary: Vocabulary, kind: Any, lengths: list[int], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [rng.integers(0, vocabulary.size, length) for length in lengths]
+    numbers = rng.permutation(1000)[: len(parts)]
+    at = np.concatenate([np.empty(0, np.int64), *(np.arange(length) for length in lengths)])
+    tokens = np.concatenate([np.empty(0, np.int64), *parts])
+    draws = masking.draw(seed, 0, numbers, np.array(lengths, np.int64), at)
+    inputs, chosen = masking.mask(tokens, at, draws, vocabulary, kind, 0.4)
+    alone = [mask(part, vocabulary, kind, 0.4, seed=seed, sequence=n) for part, n in zip(parts, numbers, strict=True)]
+    starts = np.cumsum([0, *lengths])
+    assert inputs.tolist() == [token for part, _ in alone for token in part.tolist()]
+    assert chosen.tolist() == [at + start for (_, part), start in zip(alone, starts, strict=False) for at in part]
+
+
+def test_draws_of_neighbours_are_independent() -> None:
+    """Sequences, epochs and seeds that differ by one, and tokens side by side."""
+    at = np.tile(np.arange(20_000), 2)
+    lengths, numbers = np.array([20_000, 20_000]), np.array([6, 7])
+    first, second = masking.draw(1, 2, numbers, lengths, at).reshape(2, -1)
+    epoch = masking.draw(1, 3, numbers, lengths, at)[:20_000]
+    seed = masking.draw(2, 2, numbers, lengths, at)[:20_000]
+    for other in (second, epoch, seed, np.roll(first, 1)):
+        low = np.corrcoef((first & np.uint64(0xFFFFFFFF)).astype(float), (other & np.uint64(0xFFFFFFFF)).astype(float))
+        assert abs(np.corrcoef(first / 2.0**64, other / 2.0**64)[0, 1]) < 0.03
+        assert abs(low[0, 1]) < 0.03
+    assert first.mean() / 2.0**64 == pytest.approx(0.5, abs=0.01)
+
+
 def test_spans_have_the_wanted_lengths(vocabulary: Vocabulary) -> None:
     tokens = np.full(1_000_000, vocabulary.size - 1)
-    _, chosen = masking.mask(tokens, vocabulary, "ngram", 0.01, np.random.default_rng(4))
+    _, chosen = mask(tokens, vocabulary, "ngram", 0.01)
     runs = np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1)
     lengths = np.bincount([len(run) for run in runs])[1:4] / len(runs)
     # At a low rate spans hardly touch, so runs are spans.
@@ -222,7 +284,7 @@ def test_spans_have_the_wanted_lengths(vocabulary: Vocabulary) -> None:
 def test_whole_words_are_masked_as_one(vocabulary: Vocabulary, inputs: Inputs) -> None:
     text = inputs.train_file.read_text()[:20_000]
     tokens = np.array(vocabulary.tokenizer.encode(text, add_special_tokens=False).ids)
-    _, chosen = masking.mask(tokens, vocabulary, "whole_word", 0.3, np.random.default_rng(5))
+    _, chosen = mask(tokens, vocabulary, "whole_word", 0.3)
     is_chosen = np.isin(np.arange(len(tokens)), chosen)
     goes_on = ~vocabulary.starts_word_V[tokens][1:]
     assert goes_on.sum() > 1000

@@ -73,7 +73,7 @@ def test_filled_up_labels_change_no_loss(spec: Spec, vocabulary: Vocabulary, inp
     filled = data._MaskedRows(
         data.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
     )
-    batch = filled.collate([filled[EVALUATION_EPOCH, i] for i in range(config.per_device_eval_batch_size)])
+    batch = filled.__getitems__([(EVALUATION_EPOCH, i) for i in range(config.per_device_eval_batch_size)])
     assert len(batch.labels_M) == data.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
     assert batch.num_labels == batches[0].num_labels < len(batch.labels_M)
     with torch.no_grad():

@@ -1094,10 +1094,10 @@ export interface components {
             group_by_length?: boolean;
             /**
              * Masking
-             * @description What is masked as one: a token, a whole word, or spans of 1 to 3 tokens.
+             * @description What is masked as one: a token, a whole word, or spans of 1 to 3 tokens. ngram_recipe begins spans at mlm_probability, as the recipe does, and so masks half as many tokens again: see masked_rate.
              * @enum {string}
              */
-            masking?: "token" | "whole_word" | "ngram";
+            masking?: "token" | "whole_word" | "ngram" | "ngram_recipe";
             /**
              * Mlm Probability
              * @description Share of the tokens that are masked.
