@@ -18,7 +18,6 @@ from store.db import Database
 from store.jobs import NewJob
 from store.settings import Settings
 from store.states import AttemptStatus
-from worker import processes
 from worker.launch import Launch
 from worker.launcher import Launcher
 
@@ -118,7 +117,7 @@ def _launch(launcher: Launcher, database: Database) -> float:
         hosts.register(session, "bench", device_type="cpu", device_names=["slot"], boot_id="", versions={})
         job, _ = jobs.submit(session, NewJob("bench", "demo", {}, 1, "cpu"), owner="admin")
         attempt = attempts.place(session, job.id, host="bench", device_indices=[0])
-    request = Launch(attempt.id, job.id, 1, cpu_threads=1, simulated=False, asked_at=processes.boottime())
+    request = Launch.of(attempt, cpu_threads=1, simulated=False)
     began = time.perf_counter()
     if not launcher.launch(request):
         raise RuntimeError("the launcher takes no request")

@@ -190,14 +190,7 @@ class HostLoop:
         self._begin_recovery(attempt, _say_how(exit_code))
 
     def _request(self, attempt: Attempt) -> Launch:
-        return Launch(
-            attempt_id=attempt.id,
-            job_id=attempt.job_id,
-            number=attempt.number,
-            cpu_threads=self._inventory.cpu_threads,
-            simulated=self._inventory.simulated,
-            asked_at=processes.boottime(),
-        )
+        return Launch.of(attempt, cpu_threads=self._inventory.cpu_threads, simulated=self._inventory.simulated)
 
     def _begin_recovery(
         self, attempt: Attempt, words: str, *, is_closed: bool = False, kill_supervisor: bool = False

@@ -12,13 +12,19 @@ from store.settings import Settings
 def configure(settings: Settings, **context: str) -> None:
     """Send this process's log records to stderr; `context` (an attempt's id, say) stands in each of them."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines(context))
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    stand_for(**context)
     root.setLevel(settings.log_level.upper())
     # Celery tells of every hint twice.
     logging.getLogger("celery").setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
+
+
+def stand_for(**context: str) -> None:
+    """Another context in a process that is configured. After a fork: it touches no other logger, whose pages would have to be copied."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_JsonLines(context))
 
 
 class _JsonLines(logging.Formatter):

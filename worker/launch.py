@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, jobs
+from store import checkpoints, jobs
 from store.db import Database
 from store.errors import LeaseLost, NotFound
 from store.models import Attempt, Checkpoint, Job
@@ -41,23 +41,37 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host loop asks for, at a boot time. `cpu_threads` is a rank's share of the host's cores."""
+    """What the host loop asks for, at a boot time: of the attempt what never changes. `cpu_threads` is a rank's share of the cores."""
 
     attempt_id: str
     job_id: str
     number: int
+    devices: Sequence[int]
+    device_type: str
     cpu_threads: int
     simulated: bool
     asked_at: float
 
+    @classmethod
+    def of(cls, attempt: Attempt, *, cpu_threads: int, simulated: bool) -> Self:
+        return cls(
+            attempt_id=attempt.id,
+            job_id=attempt.job_id,
+            number=attempt.number,
+            devices=attempt.devices,
+            device_type=attempt.device_type,
+            cpu_threads=cpu_threads,
+            simulated=simulated,
+            asked_at=processes.boottime(),
+        )
 
-def run(settings: Settings, database: Database, launch: Launch) -> int:
-    """Own the attempt until it is closed. `database` has no connection yet. Returns an exit code."""
+
+def run(settings: Settings, database: Database, notifier: Notifier, launch: Launch) -> int:
+    """Own the attempt until it is closed. `database` and `notifier` have no connection yet. Returns an exit code."""
     run_dir = settings.run_dir(launch.job_id, launch.number)
     with RunLock(run_dir, patience_s=PATIENCE_S) as lock:
         if not lock.is_held:
             return BUSY
-        notifier = Notifier(settings.broker_url)
         try:
             return Opening(settings, launch, run_dir, database, notifier).own()
         except LeaseLost as error:
@@ -78,15 +92,14 @@ class Opening:
         self._began = processes.boottime()
 
     def own(self) -> int:
-        attempt, _ = self._patiently(self._read, since=self._began)
-        ledger = self.ledger(attempt)
+        ledger = self.ledger()
         job = self.begin(ledger)
         self._notifier.publish_job(job.id)
         try:
             self._prepare(ledger, job)
             processes.become_subreaper()
             watch = Watch(self._run_dir)
-            started = self._start(attempt)
+            started = self._start()
         except Refused as error:
             self._close_unstarted(ledger, error.verdict)
             return DONE
@@ -94,13 +107,13 @@ class Opening:
         supervisor = Supervisor(self._settings, job, self._run_dir, started, watch, ledger, self._notifier)
         return DONE if supervisor.run() else LOST
 
-    def ledger(self, attempt: Attempt) -> Ledger:
+    def ledger(self) -> Ledger:
         return Ledger(
             self._database,
-            attempt_id=attempt.id,
-            job_id=attempt.job_id,
+            attempt_id=self._launch.attempt_id,
+            job_id=self._launch.job_id,
             run_dir=self._run_dir,
-            num_ranks=len(attempt.devices),
+            num_ranks=len(self._launch.devices),
             max_log_bytes=self._settings.max_log_bytes,
             retry_s=self._settings.retry_s,
         )
@@ -120,21 +133,23 @@ class Opening:
                 if not has_failed:
                     raise
                 ledger.commit()
-                return self._read()[1]
+                return self._job()
 
         return self._patiently(once, since=self._began)
 
-    def _read(self) -> tuple[Attempt, Job]:
+    def _job(self) -> Job:
         with self._database.read() as session:
             try:
-                return attempts.get(session, self._launch.attempt_id), jobs.get(session, self._launch.job_id)
+                return jobs.get(session, self._launch.job_id)
             except NotFound as error:
                 raise LeaseLost(f"attempt {self._launch.attempt_id} is gone") from error
 
     def _prepare(self, ledger: Ledger, job: Job) -> None:
         """Write config.json. What was found of the checkpoints is told with a renewal, so the ranks start under a fresh lease."""
         _check_intent(ledger)
-        rows = self._patiently(lambda: self._checkpoints(job.id), since=ledger.renewed_at)
+        # A first attempt has none to look for.
+        is_first = self._launch.number == 1
+        rows = [] if is_first else self._patiently(lambda: self._checkpoints(job.id), since=ledger.renewed_at)
         choice = self._while_renewing(
             ledger,
             lambda is_over: preparation.prepare(
@@ -200,13 +215,13 @@ class Opening:
         self._notifier.publish_job(self._launch.job_id)
         _check_intent(ledger)
 
-    def _start(self, attempt: Attempt) -> Ranks:
+    def _start(self) -> Ranks:
         return ranks.start(
             self._settings.trainer_module,
             run_dir=self._run_dir,
-            attempt_id=attempt.id,
-            devices=attempt.devices,
-            device_type="cpu" if self._launch.simulated else attempt.device_type,
+            attempt_id=self._launch.attempt_id,
+            devices=self._launch.devices,
+            device_type="cpu" if self._launch.simulated else self._launch.device_type,
             cpu_threads=self._launch.cpu_threads,
             allow_network=self._settings.allow_network,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import gc
 import json
 import logging
 import os
@@ -24,9 +23,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
+from store.notify import Notifier
 from store.settings import Settings
-from worker import launch, processes
-from worker.journal import configure
+from worker import heap, journal, launch, processes
 from worker.launch import Launch
 from worker.rehearsal import rehearse
 from worker.wake import Wake
@@ -111,19 +110,18 @@ def main() -> None:
     worker_pid = os.getppid()
     processes.die_with_parent(worker_pid, by=signal.SIGKILL)
     settings = Settings()
-    configure(settings)
+    journal.configure(settings)
     connection = socket.socket(fileno=parser.parse_args().fd)
     connection.setblocking(False)
     processes.name_this("ly-launcher")
     processes.become_subreaper()
     database = Database(settings.db_url, busy_timeout_s=SUPERVISOR_BUSY_TIMEOUT_S, pool_size=1)
-    rehearse(database)
-    # The collector stays off these pages, so that children go on sharing them.
-    gc.collect()
-    gc.freeze()
+    notifier = Notifier(settings.broker_url)
+    rehearse(database, notifier)
+    heap.settle()
     with open(lock_path(settings), "a", encoding="ascii") as lock:
         _take(lock.fileno())
-        _Forker(settings, database, connection).run()
+        _Forker(settings, database, notifier, connection).run()
         # Nothing here is worth a tidy end, and the worker waits for it.
         os._exit(0)
 
@@ -147,8 +145,9 @@ def _take(descriptor: int) -> None:
 class _Forker:
     """The loop of the launcher process. It blocks on nothing but its two descriptors."""
 
-    def __init__(self, settings: Settings, database: Database, connection: socket.socket) -> None:
-        self._settings, self._database, self._connection = settings, database, connection
+    def __init__(self, settings: Settings, database: Database, notifier: Notifier, connection: socket.socket) -> None:
+        self._settings, self._database, self._notifier = settings, database, notifier
+        self._connection = connection
         self._attempts: dict[int, str] = {}
         self._wake = Wake()
 
@@ -179,7 +178,7 @@ class _Forker:
             code = launch.FAILED
             try:
                 self._leave_all_behind(request)
-                code = launch.run(self._settings, self._database, request)
+                code = launch.run(self._settings, self._database, self._notifier, request)
             except BaseException:  # the process's edge
                 log.exception("the supervisor failed")
             finally:
@@ -200,7 +199,7 @@ class _Forker:
         # A name that looks like a hub's is looked for here as a directory too: there is none.
         os.chdir(run_dir)
         os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        configure(self._settings, attempt=request.attempt_id, job=request.job_id)
+        journal.stand_for(attempt=request.attempt_id, job=request.job_id)
         processes.name_this("ly-supervisor")
 
     def _reap(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from importlib import metadata
+from typing import Final
 
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -13,7 +16,10 @@ from store.db import Database, now
 from store.errors import LongyardError
 from store.jobs import NewJob
 from store.metrics import Point
+from store.notify import Notifier, channel_intent
 from store.states import ExitReason
+
+ANSWER_S: Final = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +28,11 @@ class _Enough(Exception):
     pass
 
 
-def rehearse(database: Database) -> None:
+def rehearse(database: Database, notifier: Notifier) -> None:
     """Leaves nothing in the database and no connection open. Without a database the first attempts are slower, and that is all."""
     # redis-py asks for its own version at its first connection, which loads a parser of e-mails.
     metadata.version("redis")
+    _listen(notifier)
     try:
         with database.write() as session:
             _live(session)
@@ -35,6 +42,14 @@ def rehearse(database: Database) -> None:
     except (SQLAlchemyError, LongyardError):
         log.warning("the rehearsal failed; launches are slower", exc_info=True)
     database.dispose()
+
+
+def _listen(notifier: Notifier) -> None:
+    nobody = f"rehearsal-{ids.new()}"
+    notifier.publish_intent(nobody)
+    with suppress(RedisError), notifier.subscribed(channel_intent(nobody)) as pubsub:
+        pubsub.get_message(timeout=ANSWER_S)
+    notifier.close()
 
 
 def _live(session: Session) -> None:

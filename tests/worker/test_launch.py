@@ -100,7 +100,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
 
 
 def _open(plane: Plane, attempt: Attempt) -> threading.Thread:
-    request = Launch(attempt.id, attempt.job_id, attempt.number, cpu_threads=1, simulated=False, asked_at=0.0)
+    request = Launch.of(attempt, cpu_threads=1, simulated=False)
     run_dir = plane.run_dir(attempt.job_id, attempt.number)
     run_dir.mkdir(parents=True)
     opening = launch.Opening(plane.settings, request, run_dir, plane.database, Notifier("unix:///nowhere"))
@@ -145,19 +145,19 @@ def test_a_lease_that_is_lost_meanwhile_starts_no_rank(plane: Plane, placed: Att
 def test_a_begin_whose_reply_is_lost_is_begun(plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
     """F10: tried again, it finds the attempt begun, and knows that it was itself."""
     flaky = Flaky(plane.settings.db_url)
-    request = Launch(placed.id, placed.job_id, placed.number, cpu_threads=1, simulated=False, asked_at=0.0)
+    request = Launch.of(placed, cpu_threads=1, simulated=False)
     opening = launch.Opening(
         plane.settings, request, plane.run_dir(placed.job_id, 2), flaky, Notifier("unix:///nowhere")
     )
     monkeypatch.setattr(launch, "RETRY_S", 0.01)
     flaky.next = "after"
-    ledger = opening.ledger(placed)
+    ledger = opening.ledger()
     assert opening.begin(ledger).intent is Intent.RUN
     assert plane.attempt(placed.job_id).status is AttemptStatus.RUNNING
     assert plane.kinds(placed.job_id).count("attempt_started") == 2
     # Another one who comes later has not begun it.
     with pytest.raises(LeaseLost):
-        opening.begin(opening.ledger(placed))
+        opening.begin(opening.ledger())
     flaky.dispose()
 
 
@@ -171,8 +171,8 @@ def test_a_database_that_stays_away_costs_the_launch_before_the_lease_ends(
     flaky = Flaky(plane.settings.db_url)
     monkeypatch.setattr(launch, "RETRY_S", 0.01)
     monkeypatch.setattr(Flaky, "write", Flaky.write_never)
-    request = Launch(placed.id, placed.job_id, placed.number, cpu_threads=1, simulated=False, asked_at=0.0)
+    request = Launch.of(placed, cpu_threads=1, simulated=False)
     opening = launch.Opening(shared, request, plane.run_dir(placed.job_id, 2), flaky, Notifier("unix:///nowhere"))
     with pytest.raises(OperationalError):
-        opening.begin(opening.ledger(placed))
+        opening.begin(opening.ledger())
     flaky.dispose()

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from store.models import Host, Job
+from store.notify import Notifier
 from worker.rehearsal import rehearse
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def test_a_supervisor_is_light_and_single(host: Plane) -> None:
 
 
 def test_a_rehearsal_leaves_nothing(plane: Plane) -> None:
-    rehearse(plane.database)
+    rehearse(plane.database, Notifier(plane.settings.broker_url))
     with plane.database.read() as session:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
         assert session.scalar(select(func.count()).select_from(Host)) == 0
