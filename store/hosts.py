@@ -168,16 +168,16 @@ def doubt(session: Session, attempt_id: str) -> None:
 
 
 def quarantine(session: Session, attempt_id: str) -> None:
-    """A process of the attempt cannot be ended: its devices stay out of use until a person has looked."""
+    """A process of the attempt cannot be ended: its devices stay out of use until it is gone."""
     for device in _held_by(session, attempt_id):
         device.state = DeviceState.QUARANTINED
 
 
-def unverified(session: Session, name: str) -> Sequence[str]:
-    """The attempts whose devices on this host wait for somebody to look, by id."""
+def in_doubt(session: Session, name: str, state: DeviceState) -> Sequence[str]:
+    """The closed attempts whose devices on this host are unverified, or quarantined, by id: their host has to look."""
     return session.scalars(
         select(Device.attempt_id)
-        .where(Device.host == name, Device.state == DeviceState.UNVERIFIED, Device.attempt_id.is_not(None))
+        .where(Device.host == name, Device.state == state, Device.attempt_id.is_not(None))
         .distinct()
     ).all()  # pyright: ignore[reportReturnType]  # the column is nullable, the query leaves the nulls out
 

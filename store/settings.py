@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         return self.data_dir / "url"
 
     @property
+    def host_dir(self) -> Path:
+        """This host's own locks and logs."""
+        return self.data_dir / "hosts" / self.host_name
+
+    @property
     def jobs_dir(self) -> Path:
         return self.data_dir / "jobs"
 

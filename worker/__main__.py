@@ -48,9 +48,8 @@ def main() -> None:
 
 def _only_one(settings: Settings) -> int:
     """Two workers of one host would each believe its devices theirs, and the one that leaves would drain the other's attempts."""
-    directory = settings.data_dir / "hosts" / settings.host_name
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(directory / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    settings.host_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(settings.host_dir / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from pathlib import Path
 from typing import Final
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,16 +13,13 @@ from store import attempts, hosts, jobs
 from store.broker import Sender
 from store.db import Database
 from store.errors import NotFound
-from store.models import Attempt
 from store.notify import Notifier
 from store.settings import Settings
-from store.states import AttemptStatus
-from worker import launch, processes, recovery, runlock
+from worker import processes
+from worker.care import Care
 from worker.devices import Inventory
-from worker.launch import Launch
-from worker.launcher import Launcher
 from worker.planner import Planner
-from worker.recovery import Recovery
+from worker.standby import Standby
 from worker.sweeper import Sweeper
 from worker.wake import Wake
 
@@ -47,12 +43,8 @@ class HostLoop:
         self._inventory = inventory
         self._planner, self._sweeper = Planner(database), Sweeper(settings, database)
         self._wake = Wake()
-        self._launcher = Launcher()
-        self._is_ready = False
-        self._launched: set[str] = set()
-        self._ended: dict[str, int] = {}
-        self._recoveries: dict[str, Recovery] = {}
-        self._num_open = 0
+        self._standby = Standby(settings.host_dir / "launcher.log")
+        self._care = Care(settings, database, notifier, self._standby, inventory, is_stuck=self._sweeper.is_stuck)
         self._is_hinted = True
         self._beat_at = self._plan_at = 0.0
         self._retry_at: float | None = None
@@ -84,7 +76,7 @@ class HostLoop:
                 pause_s = RETRY_S
             if self._has_left():
                 break
-            self._wake.wait(pause_s, also=[self._launcher.fileno()])
+            self._wake.wait(pause_s, also=self._standby.filenos())
         self._close()
 
     def _turn(self) -> None:
@@ -98,27 +90,18 @@ class HostLoop:
             self._beat_at = now + self._settings.host_loop_s
         if self._is_hinted or self._sweeper.has_role:
             self._plan()
-        self._follow()
-        self._recover()
+        self._care.follow(is_leaving=bool(self._asked))
+        if self._care.recover() or self._care.look_again():
+            self.poke()
 
     def _hear(self) -> None:
-        for told in self._launcher.heard():
-            if told.kind == "ready":
-                self._is_ready = True
-                continue
-            self._launched.discard(told.attempt_id)
-            if told.exit_code != launch.BUSY:
-                self._ended[told.attempt_id] = told.exit_code
+        for told in self._standby.heard():
+            self._care.hear(told)
             # Its devices are free: this worker plans, or tells whoever does.
             if self._sweeper.has_role:
                 self._is_hinted = True
             else:
                 self._sender.schedule()
-        if not self._launcher.is_alive:
-            log.error("the launcher has ended; starting another")
-            self._launcher.close()
-            self._launcher, self._is_ready = Launcher(), False
-            self._launched.clear()
 
     def _beat(self) -> None:
         with self._database.write() as session:
@@ -159,58 +142,6 @@ class HostLoop:
         for job_id in done.told:
             self._notifier.publish_job(job_id)
 
-    def _follow(self) -> None:
-        """Every open attempt of this host has a living supervisor, gets one, or is recovered."""
-        with self._database.read() as session:
-            found = attempts.open_on_host(session, self._settings.host_name)
-            doubtful = recovery.unverified(session, self._settings.host_name)
-        self._num_open = len(found)
-        for attempt in found:
-            if attempt.id in self._recoveries:
-                continue
-            if attempt.status is AttemptStatus.RUNNING and self._sweeper.is_stuck(attempt.id, attempt.beat):
-                self._begin_recovery(attempt, "its supervisor has not renewed its lease", kill_supervisor=True)
-            elif attempt.id not in self._launched and runlock.holder(self._run_dir(attempt)) is None:
-                self._give_supervisor(attempt)
-        for attempt in doubtful:
-            if attempt.id not in self._recoveries:
-                self._begin_recovery(
-                    attempt, "closed by others: looking for what it left", is_closed=True, kill_supervisor=True
-                )
-        self._ended.clear()
-
-    def _give_supervisor(self, attempt: Attempt) -> None:
-        exit_code = self._ended.get(attempt.id)
-        if attempt.status is AttemptStatus.STARTING and exit_code is None:
-            if self._asked:
-                self._begin_recovery(attempt, "its host shut down before it began")
-            elif self._is_ready and self._launcher.launch(self._request(attempt)):
-                self._launched.add(attempt.id)
-            return
-        self._begin_recovery(attempt, _say_how(exit_code))
-
-    def _request(self, attempt: Attempt) -> Launch:
-        return Launch.of(attempt, cpu_threads=self._inventory.cpu_threads, simulated=self._inventory.simulated)
-
-    def _begin_recovery(
-        self, attempt: Attempt, words: str, *, is_closed: bool = False, kill_supervisor: bool = False
-    ) -> None:
-        self._recoveries[attempt.id] = Recovery(
-            self._settings,
-            self._database,
-            self._notifier,
-            attempt,
-            words=words,
-            is_closed=is_closed,
-            kill_supervisor=kill_supervisor,
-        )
-
-    def _recover(self) -> None:
-        for attempt_id, one in list(self._recoveries.items()):
-            if one.step():
-                del self._recoveries[attempt_id]
-                self.poke()
-
     def _drain(self) -> None:
         """Once: take nothing new, ask for checkpoints. Again, when asked again: end what still runs."""
         if self._leave_by is None:
@@ -219,10 +150,10 @@ class HostLoop:
                 self._ask_attempts_to_stop()
             except SQLAlchemyError:
                 log.exception("the database is away: asking the supervisors by signal")
-                self._signal_supervisors(signal.SIGTERM)
+                self._care.signal_supervisors(signal.SIGTERM)
         if not self._has_hurried and max(self._asked.values()) > 1:
             self._has_hurried = True
-            self._signal_supervisors(signal.SIGINT)
+            self._care.signal_supervisors(signal.SIGINT)
 
     def _ask_attempts_to_stop(self) -> None:
         log.info("draining")
@@ -236,25 +167,19 @@ class HostLoop:
             self._notifier.publish_job(job_id)
         self._notifier.publish_host(self._settings.host_name)
 
-    def _signal_supervisors(self, signum: signal.Signals) -> None:
-        """By their locks, which need no database."""
-        for path in self._settings.jobs_dir.glob(f"*/a*/{runlock.FILE}"):
-            if pid := runlock.holder(path.parent):
-                processes.send([pid], signum)
-
     def _has_left(self) -> bool:
         if self._leave_by is None:
             return False
-        is_over = self._num_open == 0 and not self._recoveries
+        is_over = self._care.num_open == 0 and not self._care.is_recovering
         if not is_over and time.monotonic() >= self._leave_by:
-            log.error("%d attempts did not stop in time; their supervisors go on", self._num_open)
+            log.error("%d attempts did not stop in time; their supervisors go on", self._care.num_open)
             return True
         return is_over
 
     def _pause_s(self) -> float:
-        if self._recoveries:
+        if self._care.is_recovering:
             return RECOVERY_TURN_S
-        moments = [self._beat_at]
+        moments = [self._beat_at, self._standby.act_at]
         if self._is_hinted:
             moments.append(self._plan_at)
         if self._retry_at is not None:
@@ -264,21 +189,9 @@ class HostLoop:
         return max(0.0, min(moments) - time.monotonic())
 
     def _close(self) -> None:
-        for one in self._recoveries.values():
-            one.leave()
+        self._care.leave()
         try:
             self._sweeper.leave()
         except SQLAlchemyError:
             log.warning("the sweep role was not handed back")
-        self._launcher.close()
-
-    def _run_dir(self, attempt: Attempt) -> Path:
-        return self._settings.run_dir(attempt.job_id, attempt.number)
-
-
-def _say_how(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "its supervisor is gone"
-    if exit_code < 0:
-        return f"its supervisor was killed by {signal.Signals(-exit_code).name}"
-    return f"its supervisor ended with exit code {exit_code}"
+        self._standby.close()

@@ -1,12 +1,16 @@
-"""Owns how the worker's processes log: one JSON object a line, on stderr."""
+"""Owns how the worker's processes log: one JSON object a line, on stderr; and what such a log says last."""
 
 from __future__ import annotations
 
 import json
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
 
 from store.settings import Settings
+
+LOOK_BACK_BYTES: Final = 16 * 1024
 
 
 def configure(settings: Settings, **context: str) -> None:
@@ -25,6 +29,24 @@ def stand_for(**context: str) -> None:
     """Another context in a process that is configured. After a fork: it touches no other logger, whose pages would have to be copied."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_JsonLines(context))
+
+
+def last_words(path: Path) -> str | None:
+    """The last line that says anything: of a traceback its exception, of a record its error or message."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOOK_BACK_BYTES))
+            lines = file.read(LOOK_BACK_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    line = next((line.strip() for line in reversed(lines) if line.strip()), None)
+    if line is None:
+        return None
+    try:
+        record: Any = json.loads(line)
+    except ValueError:
+        return line
+    return str(record.get("error") or record.get("message")).splitlines()[-1] if isinstance(record, dict) else line
 
 
 class _JsonLines(logging.Formatter):

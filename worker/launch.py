@@ -69,7 +69,7 @@ class Launch:
 def run(settings: Settings, database: Database, notifier: Notifier, launch: Launch) -> int:
     """Own the attempt until it is closed. `database` and `notifier` have no connection yet. Returns an exit code."""
     run_dir = settings.run_dir(launch.job_id, launch.number)
-    with RunLock(run_dir, patience_s=PATIENCE_S) as lock:
+    with RunLock(run_dir, host=settings.host_name, patience_s=PATIENCE_S) as lock:
         if not lock.is_held:
             return BUSY
         try:
@@ -119,7 +119,7 @@ class Opening:
         )
 
     def begin(self, ledger: Ledger) -> Job:
-        """The reply to a first try may be lost after its commit. Who holds the run lock and saw it fail has begun it."""
+        """The reply to a first try may be lost after its commit: who holds the run lock and finds no process of it has begun it, or may."""
         has_failed = False
 
         def once() -> Job:
@@ -130,7 +130,7 @@ class Opening:
                 has_failed = True
                 raise
             except LeaseLost:
-                if not has_failed:
+                if not has_failed or processes.of_attempt(self._launch.attempt_id):
                     raise
                 ledger.commit()
                 return self._job()

@@ -39,17 +39,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Told:
-    """What the launcher says: that it is ready, or that a supervisor ended with an exit code (or -signal)."""
+    """What the launcher says: that it is ready, or that a supervisor ended with an exit code (or -signal).
 
-    kind: Literal["ready", "ended"]
+    `lost` is said of itself: it has ended, with all it knew.
+    """
+
+    kind: Literal["ready", "ended", "lost"]
     attempt_id: str = ""
     exit_code: int = 0
 
 
 class Launcher:
-    """The worker's end of one launcher process. It lives in the thread that started it: when that one ends, the launcher does."""
+    """The worker's end of one launcher process. It lives in the thread that started it: when that one ends, the launcher does.
 
-    def __init__(self) -> None:
+    `stderr`: a descriptor for what it has to say; the worker's own without one.
+    """
+
+    def __init__(self, *, stderr: int | None = None) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [sys.executable, "-P", "-m", "worker.launcher", "--fd", str(theirs.fileno())]
@@ -57,7 +63,11 @@ class Launcher:
                 [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
             )
             self._process = subprocess.Popen(
-                argv, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": search}
+                argv,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**os.environ, "PYTHONPATH": search},
             )
         ours.setblocking(False)
         self._socket = ours
@@ -94,14 +104,18 @@ class Launcher:
             told.append(Told(**json.loads(message)))
         return told
 
-    def close(self) -> None:
-        """It sees the end of the socket and leaves; its supervisors stay."""
+    def kill(self) -> None:
+        """`heard` will notice."""
+        self._process.kill()
+
+    def close(self) -> int:
+        """It sees the end of the socket and leaves; its supervisors stay. Answers its exit code."""
         self._socket.close()
         try:
-            self._process.wait(CLOSE_S)
+            return self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            return self._process.wait()
 
 
 def main() -> None:
@@ -127,9 +141,8 @@ def main() -> None:
 
 
 def lock_path(settings: Settings) -> Path:
-    directory = settings.data_dir / "hosts" / settings.host_name
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory / "launcher.lock"
+    settings.host_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return settings.host_dir / "launcher.lock"
 
 
 def _take(descriptor: int) -> None:

@@ -168,6 +168,8 @@ class Ledger:
             )
             if is_stuck:
                 hosts.quarantine(session, self._attempt_id)
+                attempt = attempts.get(session, self._attempt_id)
+                events.append(session, job, kind="devices_quarantined", attempt=attempt.number, devices=attempt.devices)
             return answer
 
         return self._transact(news, closing)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Sequence
+from contextlib import suppress
 
 from sqlalchemy.orm import Session
 
-from store import attempts, hosts
+from store import attempts, events, hosts, jobs
 from store.db import Database
 from store.errors import LeaseLost, NotFound
 from store.models import Attempt
 from store.notify import Notifier
 from store.settings import Settings
-from store.states import AttemptStatus, ExitReason, Intent
+from store.states import AttemptStatus, DeviceState, ExitReason, Intent
 from worker import cause, processes, runlock
 from worker.cause import Verdict
 from worker.ledger import Ledger
@@ -79,8 +81,8 @@ class Recovery:
     def _take_lock(self) -> RunLock | None:
         """While we hold it no supervisor of this attempt can start."""
         if self._lock is None:
-            if self._kill_supervisor and (pid := runlock.holder(self._run_dir)):
-                processes.send([pid], signal.SIGKILL)
+            if self._kill_supervisor:
+                runlock.signal_supervisor(self._run_dir, signal.SIGKILL, host=self._attempt.host)
             lock = RunLock(self._run_dir)
             if not lock.is_held:
                 lock.release()
@@ -92,7 +94,14 @@ class Recovery:
         attempt = self._attempt
         if self._is_closed:
             with self._database.write() as session:
-                (hosts.quarantine if is_stuck else hosts.free)(session, attempt.id)
+                job = jobs.touch(session, attempt.job_id)
+                if is_stuck:
+                    hosts.quarantine(session, attempt.id)
+                    events.append(
+                        session, job, kind="devices_quarantined", attempt=attempt.number, devices=attempt.devices
+                    )
+                else:
+                    hosts.free(session, attempt.id)
         else:
             ledger = Ledger(
                 self._database,
@@ -119,12 +128,34 @@ class Recovery:
         return verdict if verdict.reason is ExitReason.COMPLETED else cause.BY_INTENT.get(intent, verdict)
 
 
+def look_again(settings: Settings, database: Database, notifier: Notifier, attempt: Attempt) -> bool:
+    """Free the quarantined devices of a closed attempt, if no process of it is left by now. Answers whether it did."""
+    with RunLock(settings.run_dir(attempt.job_id, attempt.number)) as lock:
+        if not lock.is_held or processes.of_attempt(attempt.id):
+            return False
+        with database.write() as session:
+            job = jobs.touch(session, attempt.job_id)
+            hosts.free(session, attempt.id)
+            events.append(session, job, kind="devices_freed", attempt=attempt.number, devices=attempt.devices)
+    log.warning("attempt %s: its last process is gone, devices %s are free again", attempt.id, attempt.devices)
+    notifier.publish_job(attempt.job_id)
+    notifier.publish_host(attempt.host)
+    return True
+
+
 def unverified(session: Session, host: str) -> list[Attempt]:
     """Attempts of this host that others closed, whose devices wait for somebody to look."""
+    return _known(session, hosts.in_doubt(session, host, DeviceState.UNVERIFIED))
+
+
+def quarantined(session: Session, host: str) -> list[Attempt]:
+    """Attempts of this host that are closed while a process of theirs could not be ended."""
+    return _known(session, hosts.in_doubt(session, host, DeviceState.QUARANTINED))
+
+
+def _known(session: Session, attempt_ids: Sequence[str]) -> list[Attempt]:
     found: list[Attempt] = []
-    for attempt_id in hosts.unverified(session, host):
-        try:
+    for attempt_id in attempt_ids:
+        with suppress(NotFound):
             found.append(attempts.get(session, attempt_id))
-        except NotFound:
-            continue
     return found

@@ -167,6 +167,6 @@ class Supervisor:
     def _judge(self) -> Verdict:
         if self._ranks.running:
             numbers = ", ".join(str(rank.number) for rank in self._ranks.running)
-            words = f"rank {numbers} cannot be killed; its devices are out of use until somebody has looked"
+            words = f"rank {numbers} cannot be killed; the devices are out of use until it is gone, which a reboot of the host brings about"
             return Verdict(ExitReason.INFRA, words)
         return cause.judge(self._ranks, self._run_dir, stop=self._stop)

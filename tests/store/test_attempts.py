@@ -79,7 +79,7 @@ def test_devices_nobody_looked_at_stay_out_of_use(database: Database, running: A
     with pytest.raises(PlacementConflict), database.write() as session:
         attempts.place(session, job_id, host="a", device_indices=[0, 1])
     with database.write() as session:
-        assert list(hosts.unverified(session, "a")) == [running.id]
+        assert list(hosts.in_doubt(session, "a", DeviceState.UNVERIFIED)) == [running.id]
         hosts.free(session, running.id)
     assert states_of(database) == [DeviceState.FREE] * 4
 

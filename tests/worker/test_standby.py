@@ -1,0 +1,258 @@
+"""A host whose launcher cannot start, or does not answer: whoever waits for a supervisor there is told so, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store import attempts, hosts
+from store.models import Attempt
+from store.notify import Notifier
+from store.states import AttemptStatus, DeviceState, ExitReason, JobStatus
+from tests.worker.processes import is_running
+from worker import care, journal, processes, recovery, runlock
+from worker.care import Care
+from worker.devices import Inventory
+from worker.launcher import Told
+from worker.recovery import Recovery
+from worker.runlock import RunLock
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Plane
+
+BREAK = """
+import os, sys
+
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        if name == "worker.rehearsal" and os.path.exists({flag!r}):
+            raise ImportError("the disk that holds it is gone")
+
+if "worker.launcher" in sys.orig_argv:
+    sys.meta_path.insert(0, Broken())
+"""
+
+
+@pytest.fixture
+def broken(plane: Plane, tmp_path: Path) -> Iterator[Path]:
+    """A host whose launchers fail at an import for as long as the file that this answers is there."""
+    flag, shadow = tmp_path / "broken", tmp_path / "shadow"
+    flag.touch()
+    shadow.mkdir()
+    (shadow / "sitecustomize.py").write_text(BREAK.format(flag=str(flag)))
+    path = os.pathsep.join([str(shadow), os.environ.get("PYTHONPATH", "")])
+    plane.start(PYTHONPATH=path, LONGYARD_RETRY_S="1")
+    yield flag
+    plane.end_jobs()
+
+
+def test_what_waits_for_a_broken_launcher_is_closed_with_its_last_words(plane: Plane, broken: Path) -> None:
+    job_id = plane.submit([{"do": "succeed"}])
+    plane.eventually(lambda: "attempt_closed" in plane.kinds(job_id))
+    with plane.database.read() as session:
+        first = attempts.numbered(session, job_id, 1)
+    assert first is not None
+    assert (first.status, first.exit_reason) == (AttemptStatus.FAILED, ExitReason.LAUNCH_ERROR)
+    assert first.message == "host testhost cannot start supervisors: ImportError: the disk that holds it is gone"
+    # Mended, the host takes up work by itself.
+    broken.unlink()
+    assert plane.until_ended(job_id).status is JobStatus.SUCCEEDED
+    plane.assert_clean(job_id)
+
+
+def test_launchers_that_fail_are_started_ever_more_slowly(plane: Plane, broken: Path) -> None:
+    def ends() -> list[datetime]:
+        lines = (plane.settings.data_dir / "worker.log").read_text().splitlines()
+        return [datetime.fromisoformat(json.loads(line)["at"]) for line in lines if "the launcher has ended" in line]
+
+    plane.eventually(lambda: len(ends()) >= 5)
+    times = ends()
+    pauses_s = [(after - before).total_seconds() for before, after in pairwise(times)]
+    assert all(pause_s >= 0.25 * 2**number for number, pause_s in enumerate(pauses_s[:4]))
+
+
+def test_a_cancel_does_not_wait_for_a_launcher(plane: Plane, broken: Path) -> None:
+    """Closed as cancelled, whether before the verdict on the launcher or after it."""
+    job_id = plane.submit([{"do": "succeed"}])
+    plane.eventually(lambda: plane.job(job_id).num_attempts > 0)
+    plane.cancel(job_id)
+    assert plane.until_ended(job_id).status is JobStatus.CANCELLED
+    assert plane.job(job_id).num_attempts == 1
+
+
+class Deaf:
+    """Takes every request, and nothing comes of it."""
+
+    is_ready, failure = True, None
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def launch(self, request: care.Launch) -> bool:
+        self.asked.append(request.attempt_id)
+        return True
+
+
+@pytest.fixture
+def placed(plane: Plane) -> Attempt:
+    with plane.database.write() as session:
+        hosts.register(session, "testhost", device_type="cpu", device_names=["slot"], boot_id="1", versions={})
+    job_id = plane.submit([{"do": "succeed"}])
+    with plane.database.write() as session:
+        return attempts.place(session, job_id, host="testhost", device_indices=[0])
+
+
+def _care(plane: Plane, standby: object) -> Care:
+    inventory = Inventory("cpu", ("slot",), {})
+    notifier = Notifier("unix:///nowhere")
+    return Care(plane.settings, plane.database, notifier, standby, inventory, is_stuck=lambda _key, _beat: False)  # pyright: ignore[reportArgumentType]
+
+
+def test_an_attempt_that_nobody_begins_is_closed(
+    plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(processes, "boottime", lambda: clock[0])
+    standby = Deaf()
+    cared = _care(plane, standby)
+    for _ in range(10):
+        cared.follow(is_leaving=False)
+        assert not cared.recover()
+        clock[0] += care.LEAST_PATIENCE_S / 10
+    assert standby.asked == [placed.id], "it is asked once"
+    clock[0] += 1.0
+    cared.follow(is_leaving=False)
+    assert cared.recover()
+    attempt = plane.attempt(placed.job_id)
+    assert (attempt.exit_reason, attempt.status) == (ExitReason.LAUNCH_ERROR, AttemptStatus.FAILED)
+    assert "does not answer" in (attempt.message or "")
+
+
+def test_who_could_not_look_does_not_blame_the_launcher(
+    plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(processes, "boottime", lambda: clock[0])
+    cared = _care(plane, Deaf())
+    cared.follow(is_leaving=False)
+    clock[0] += 1000.0
+    cared.follow(is_leaving=False)
+    assert not cared.is_recovering
+
+
+def test_a_lost_launcher_is_asked_again(plane: Plane, placed: Attempt) -> None:
+    standby = Deaf()
+    cared = _care(plane, standby)
+    cared.follow(is_leaving=False)
+    cared.hear(Told("lost"))
+    cared.follow(is_leaving=False)
+    assert standby.asked == [placed.id, placed.id]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from worker.runlock import RunLock
+with RunLock(Path(sys.argv[1]), host="other"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_supervisors_of_another_host_on_the_same_data_are_left_alone(plane: Plane, tmp_path: Path) -> None:
+    run_dir = plane.run_dir("a-job")
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run_dir)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        _care(plane, Deaf()).signal_supervisors(signal.SIGKILL)
+        runlock.signal_supervisor(run_dir, signal.SIGKILL, host="")
+        assert runlock.holder(run_dir) == process.pid
+        runlock.signal_supervisor(run_dir, signal.SIGTERM, host="other")
+        assert process.wait(timeout=30) == -signal.SIGTERM
+        # The file still says who had it.
+        runlock.signal_supervisor(run_dir, signal.SIGKILL, host="other")
+    finally:
+        process.kill()
+        process.wait()
+        process.communicate()
+
+
+def test_devices_in_quarantine_are_free_once_the_last_process_is_gone(
+    plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that cannot be ended is simulated: SIGKILL does not reach it."""
+    environment = {**os.environ, processes.ATTEMPT_VARIABLE: placed.id}
+    stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
+    monkeypatch.setattr(processes, "send", lambda pids, signum: None)
+    settings = plane.settings.model_copy(update={"quarantine_s": 0.2})
+    notifier = Notifier("unix:///nowhere")
+    try:
+        plane.eventually(lambda: processes.of_attempt(placed.id) == [stray.pid])
+        one = Recovery(settings, plane.database, notifier, placed, words="its supervisor is gone")
+        plane.eventually(one.step)
+        assert (plane.attempt(placed.job_id).status, _states(plane)) == (
+            AttemptStatus.FAILED,
+            [DeviceState.QUARANTINED],
+        )
+        assert plane.kinds(placed.job_id).count("devices_quarantined") == 1
+        cared = _care(plane, Deaf())
+        assert not cared.look_again()
+        assert _states(plane) == [DeviceState.QUARANTINED]
+    finally:
+        stray.kill()
+        stray.wait()
+    assert not is_running(stray.pid)
+    assert recovery.look_again(plane.settings, plane.database, notifier, plane.attempt(placed.job_id))
+    assert _states(plane) == [DeviceState.FREE]
+    freed = [event.data for event in plane.events(placed.job_id) if event.kind == "devices_freed"]
+    assert freed == [{"attempt": 1, "devices": [0]}]
+    with plane.database.read() as session:
+        assert recovery.quarantined(session, "testhost") == []
+
+
+def test_a_supervisor_that_cleans_up_keeps_quarantined_devices(plane: Plane, placed: Attempt) -> None:
+    """While anybody holds the run directory, nobody has proven anything."""
+    with plane.database.write() as session:
+        attempts.close(
+            session, placed.id, job_id=placed.job_id, reason=ExitReason.INFRA, message="", devices_clean=False
+        )
+        hosts.quarantine(session, placed.id)
+    with RunLock(plane.run_dir(placed.job_id)):
+        assert not recovery.look_again(
+            plane.settings, plane.database, Notifier("unix:///nowhere"), plane.attempt(placed.job_id)
+        )
+    assert _states(plane) == [DeviceState.QUARANTINED]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", None),
+        ("\n\n", None),
+        ("Traceback\n  File x\nImportError: gone\n\n", "ImportError: gone"),
+        ('{"level": "error", "message": "no", "error": "Traceback\\n  x\\nOSError: full"}\n', "OSError: full"),
+        ('{"level": "warning", "message": "slow"}\n', "slow"),
+        ("[1]\n", "[1]"),
+        ("x" * 100_000 + "\nend", "end"),
+    ],
+)
+def test_the_last_words_of_a_log(tmp_path: Path, text: str, words: str | None) -> None:
+    (tmp_path / "log").write_text(text)
+    assert journal.last_words(tmp_path / "log") == words
+    assert journal.last_words(tmp_path / "none") is None
+
+
+def _states(plane: Plane) -> list[DeviceState]:
+    with plane.database.read() as session:
+        return [one.device.state for view in hosts.all_hosts(session) for one in view.devices]
