@@ -98,11 +98,8 @@ def frozen(*pids: int, between_writes_of: Plane | None = None) -> Generator[None
                 os.kill(pid, signal.SIGCONT)
 
 
-def spoil(directory: Path, how: str, *, at: float) -> None:
-    """Truncate the checkpoint's largest file, or flip one bit of it, `at` a share of its length."""
-    path = max(
-        (file for file in directory.iterdir() if file.name != "manifest.json"), key=lambda file: file.stat().st_size
-    )
+def spoil(path: Path, how: str, *, at: float) -> None:
+    """Truncate the file, or flip one bit of it, `at` a share of its length."""
     data = bytearray(path.read_bytes())
     place = min(int(at * len(data)), len(data) - 1)
     if how == "truncate":

@@ -222,7 +222,7 @@ def spoil_checkpoint(scene: Scene) -> str:
     if not saved:
         raise Missed("nothing is saved yet")
     how = scene.rng.choice(["truncate", "flip"])
-    injections.spoil(Path(saved[0].dir), how, at=scene.rng.random())
+    injections.spoil(Path(saved[0].dir) / "state.json", how, at=scene.rng.random())
     for pid in injections.ranks_of(scene.plane, job_id).values():
         _kill(pid)
     return f"{how} step {saved[0].step} of {job_id}"

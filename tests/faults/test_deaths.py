@@ -1,8 +1,11 @@
-"""Kills: the worker, the supervisor, ranks, a whole host (F1–F4, F22–F24)."""
+"""Kills: the worker, the supervisor, ranks, a whole host and a spoilt checkpoint (F1–F4, F18, F22–F24)."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+
+import pytest
 
 from tests.faults import injections, programs
 from tests.faults.plane import Plane
@@ -72,6 +75,23 @@ def test_f4_one_rank_killed(plane: Plane, gate: Path) -> None:
     job = programs.until_ended(plane, job_id)
     assert (job["status"], job["attempt"]["number"]) == ("succeeded", 2)
     assert "resuming" in plane.client.kinds(job_id)
+
+
+@pytest.mark.parametrize(
+    ("file", "how"), [("state.json", "truncate"), ("state.json", "flip"), ("manifest.json", "flip")]
+)
+def test_f18_a_spoilt_checkpoint_is_passed_over(
+    plane: Plane, gate: Path, rng: random.Random, file: str, how: str
+) -> None:
+    job_id = plane.submit(lesson(hold_at=45, gate=gate))
+    programs.until_saved(plane, job_id, 2)
+    injections.spoil(plane.run_dir(job_id) / "checkpoints" / "step-40" / file, how, at=rng.random())
+    injections.kill_rank(plane, job_id)
+    gate.touch()
+    assert programs.until_ended(plane, job_id)["status"] == "succeeded"
+    told = [event["data"]["step"] for event in plane.client.events(job_id) if event["kind"] == "checkpoint_corrupt"]
+    assert told == [40]
+    assert min(plane.client.series(job_id, "loss")[2]) == 21
 
 
 def test_f22_a_reboot_closes_what_was_open_at_once(plane: Plane, gate: Path) -> None:
