@@ -20,8 +20,9 @@ from tests import postgres
 from tests.faults import plane as planes
 from tests.faults import proxy, report
 from tests.faults.loop import Loop
-from tests.faults.plane import QUICK, ROOT, Plane
+from tests.faults.plane import ROOT, Plane, Timings
 
+TIMINGS = Timings(1 / 20, patience_s=90.0)
 DEVICES = {"a": 4, "b": 4}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -77,7 +78,7 @@ def _plane(database: str, root: Path) -> Generator[Plane]:
     way, redis_url = proxy.to_broker(str(Settings(data_dir=root / "data").broker_socket))
     if database == "sqlite":
         with planes.running(
-            root, QUICK, devices=DEVICES, redis_url=redis_url, ways={"broker": way}, switches=("clocks",)
+            root, TIMINGS, devices=DEVICES, redis_url=redis_url, ways={"broker": way}, switches=("clocks",)
         ) as plane:
             yield plane
         return
@@ -87,7 +88,7 @@ def _plane(database: str, root: Path) -> Generator[Plane]:
         cuttable = {part: proxy.to_postgres(url) for part in ("api", *(f"worker {host}" for host in DEVICES))}
         with planes.running(
             root,
-            QUICK,
+            TIMINGS,
             devices=DEVICES,
             redis_url=redis_url,
             database_url=url,

@@ -1,14 +1,18 @@
-"""PostgreSQL behind ways that can be cut: away (F9), answers that are lost (F10), one host cut off (F11)."""
+"""PostgreSQL behind ways that can be cut: away (F9), answers that are lost (F10), one host cut off (F11) or standing still (F12)."""
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
+from store.models import Attempt, LogChunk
 from tests import postgres
 from tests.faults import injections, programs, proxy
 from tests.faults import plane as planes
@@ -110,3 +114,36 @@ def test_f11_a_host_that_is_cut_off_from_the_database(plane: Plane, gate: Path) 
     assert gone_after_s >= 35 / 60 * plane.settings.lease_s - plane.settings.heartbeat_s
     plane.until(lambda: not is_running(supervisor), "the late supervisor has left", stated_s=30)
     assert plane.client.attempts(job_id)[0] == closed
+
+
+def test_f12_a_host_that_stood_still_past_its_lease_writes_nothing_more(plane: Plane, gate: Path) -> None:
+    """All of host a stops; b takes the job over and finishes it; a goes on, and finds itself too late."""
+    job_id = plane.submit(lesson(hold_at=30, gate=gate))
+    programs.until_saved(plane, job_id)
+    assert plane.client.job(job_id)["attempt"]["host"] == "a"
+    supervisor, (rank,) = injections.supervisor_of(plane, job_id), injections.ranks_of(plane, job_id).values()
+    with injections.frozen(plane.worker("a").pid, supervisor):
+        # A frozen rank would keep its locks, and be a second holder to the kernel of this one machine.
+        os.kill(rank, signal.SIGKILL)
+        # Stopped in the middle of a transaction, they keep the job locked until the server ends their sessions.
+        plane.until(lambda: not _is_open(plane, job_id), "the attempt is closed", stated_s=600)
+        gate.touch()
+        assert programs.until_ended(plane, job_id)["attempt"]["host"] == "b"
+        before = _rows(plane, job_id)
+        with open(plane.run_dir(job_id) / "r0.log", "ab") as file:
+            file.write(b"too late\n")
+    plane.until(lambda: not is_running(supervisor), "the late supervisor has left", stated_s=30)
+    assert _rows(plane, job_id) == before
+    assert "too late" not in plane.client.log(job_id, attempt=1)
+
+
+def _rows(plane: Plane, job_id: str) -> tuple[object, ...]:
+    """All that the first attempt has left."""
+    with plane.database.read() as session:
+        attempt = session.scalars(select(Attempt).where(Attempt.job_id == job_id, Attempt.number == 1)).one()
+        chunks = session.scalars(select(LogChunk.offset).where(LogChunk.attempt_id == attempt.id)).all()
+    return attempt.beat, attempt.status, attempt.message, attempt.metrics_offset, *chunks
+
+
+def _is_open(plane: Plane, job_id: str) -> bool:
+    return plane.client.attempts(job_id)[0]["exit_reason"] is None

@@ -1,21 +1,21 @@
-"""Leases that end: of a supervisor or a whole host that stands still (F12), of what was placed and never launched (F13)."""
+"""Leases of a supervisor that stands still (F12), of what was placed and never launched (F13), and while nobody can write (F9)."""
 
 from __future__ import annotations
 
-import os
-import signal
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from store.models import Attempt, Lease, LogChunk
+from store.models import Lease
 from tests.faults import injections, programs
 from tests.faults import plane as planes
 from tests.faults.plane import Plane, Timings
 from tests.faults.programs import lesson
 from tests.worker.processes import is_running
+from worker.processes import boottime
 
 
 @pytest.fixture(scope="module")
@@ -43,24 +43,21 @@ def test_f12_a_supervisor_that_stood_still_past_its_lease(plane: Plane, gate: Pa
     assert (job["status"], job["attempt"]["number"]) == ("succeeded", 2)
 
 
-def test_f12_a_host_that_stood_still_past_its_lease_writes_nothing_more(plane: Plane, gate: Path) -> None:
-    """All of host a stops; b takes the job over and finishes it; a goes on, and finds itself too late."""
-    job_id = plane.submit(lesson(hold_at=30, gate=gate))
-    programs.until_saved(plane, job_id)
-    assert plane.client.job(job_id)["attempt"]["host"] == "a"
-    supervisor, (rank,) = injections.supervisor_of(plane, job_id), injections.ranks_of(plane, job_id).values()
-    with injections.frozen(plane.worker("a").pid, supervisor, between_writes_of=plane):
-        # A frozen rank would keep its locks, and be a second holder to the kernel of this one machine.
-        os.kill(rank, signal.SIGKILL)
-        programs.until_closed(plane, job_id, stated_s=200)
+def test_f9_the_database_locked_for_longer_than_a_lease(plane: Plane, gate: Path) -> None:
+    """Nobody can renew and nobody can judge: training goes on, and what it wrote meanwhile is there afterwards, once."""
+    job_id = plane.submit(lesson(200, step_s=0.005, hold_at=10, gate=gate), num_devices=2)
+    programs.until_step(plane, job_id, 10)
+    progress = plane.run_dir(job_id) / "r0.progress"
+    with injections.locked_database(plane):
         gate.touch()
-        assert programs.until_ended(plane, job_id)["attempt"]["host"] == "b"
-        before = _rows(plane, job_id)
-        with open(plane.run_dir(job_id) / "r0.log", "ab") as file:
-            file.write(b"too late\n")
-    plane.until(lambda: not is_running(supervisor), "the late supervisor has left", stated_s=30)
-    assert _rows(plane, job_id) == before
-    assert "too late" not in plane.client.log(job_id, attempt=1)
+        locked_until = boottime() + 1.5 * plane.settings.lease_s
+        plane.until(lambda: boottime() > locked_until, "a lease and a half is over", stated_s=100)
+        assert json.loads(progress.read_bytes())["step"] > 10
+        answer = plane.client.once("POST", "/jobs", json=plane.spec(lesson(1)))
+        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
+        assert int(answer.headers["Retry-After"]) >= 1
+    job = programs.until_ended(plane, job_id)
+    assert (job["status"], job["attempt"]["number"]) == ("succeeded", 1)
 
 
 def test_f13_a_host_that_dies_before_it_launches(plane: Plane, gate: Path) -> None:
@@ -82,11 +79,3 @@ def _sweeper(plane: Plane) -> str:
             return session.scalar(select(Lease.holder))
 
     return plane.until(holder, "somebody sweeps", stated_s=120)
-
-
-def _rows(plane: Plane, job_id: str) -> tuple[object, ...]:
-    """All that the first attempt has left."""
-    with plane.database.read() as session:
-        attempt = session.scalars(select(Attempt).where(Attempt.job_id == job_id, Attempt.number == 1)).one()
-        chunks = session.scalars(select(LogChunk.offset).where(LogChunk.attempt_id == attempt.id)).all()
-    return attempt.beat, attempt.status, attempt.message, attempt.metrics_offset, *chunks

@@ -1,4 +1,4 @@
-"""Servers that are away: the API (F5), the broker (F6–F8), the database on this machine (F9)."""
+"""Servers that are away: the API (F5) and the broker (F6–F8)."""
 
 from __future__ import annotations
 
@@ -93,22 +93,6 @@ def test_f8_the_brokers_connections_reset_again_and_again(plane: Plane) -> None:
     job_id = plane.submit(lesson(5))
     programs.until_attempt(plane, job_id, 1, stated_s=30)
     assert programs.until_ended(plane, job_id)["status"] == "succeeded"
-
-
-def test_f9_the_database_locked_for_less_than_a_lease(plane: Plane, gate: Path) -> None:
-    """Training goes on, the API says when to come back, and what was written meanwhile is there once afterwards."""
-    job_id = plane.submit(lesson(200, step_s=0.005, hold_at=10, gate=gate), num_devices=2)
-    programs.until_step(plane, job_id, 10)
-    progress = plane.run_dir(job_id) / "r0.progress"
-    with injections.locked_database(plane):
-        gate.touch()
-        before = progress.read_bytes()
-        plane.until(lambda: progress.read_bytes() != before, "training goes on", stated_s=5)
-        answer = plane.client.once("POST", "/jobs", json=plane.spec(lesson(1)))
-        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-        assert int(answer.headers["Retry-After"]) >= 1
-    job = programs.until_ended(plane, job_id)
-    assert (job["status"], job["attempt"]["number"]) == ("succeeded", 1)
 
 
 def _submit_once(plane: Plane, spec: dict[str, object], key: str, answered: list[str]) -> None:
