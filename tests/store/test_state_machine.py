@@ -1,297 +1,353 @@
-"""The life of jobs and attempts under any order of calls, checked after every step against a small model of its own."""
+"""The life of jobs and attempts under any order of calls, compared after every step with what `oracle.py` predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    invariant,
-    multiple,
-    rule,
-    run_state_machine_as_test,
-)
-from sqlalchemy import delete, select
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, events, hosts, jobs, logs
+from store import attempts, checkpoints, db, hosts, jobs
 from store.db import Base, Database
-from store.errors import IllegalTransition, LeaseLost, PlacementConflict
+from store.errors import LeaseLost
 from store.jobs import NewJob
-from store.models import Attempt, Job
-from store.states import ExitReason, Intent, JobStatus
+from store.settings import Settings
+from store.states import TRIES, ExitReason
+from tests.lives import live
+from tests.store import reading, writing
+from tests.store.oracle import Judge, Oracle, Queue
+from tests.store.writing import Holder
+from worker import planner as planner_module
+from worker import processes
+from worker.planner import Planner
+from worker.sweeper import Sweeper
 
-NUM_DEVICES = 3
-RETRIED = {
-    "infra": 5, "device_error": 5, "storage": 5, "lease_expired": 5, "launch_error": 5, "hung": 3, "out_of_memory": 2,
-}  # fmt: skip
-"""From the design's closing table, written down a second time on purpose."""
+DEVICES = {"a": 3, "b": 2}
+MAX_JOBS = 4
+
+
+JOBS = st.runner().flatmap(lambda life: st.sampled_from(list(life.oracle.jobs)))
+HOLDERS = st.runner().flatmap(lambda life: st.sampled_from(life.holders))
+
+
+class Torn(Exception):
+    """What a transaction ends with whose writer dies in it."""
 
 
 @dataclass
-class Expected:
-    """What the model says of one job."""
+class Clock:
+    """Seconds that only the machine lets pass, and a wall clock that jumps as it likes."""
 
-    num_devices: int
-    status: str = "queued"
-    intent: str = "run"
-    strikes: int = 0
-    open_attempt: str | None = None
-    begun: bool = False
-    devices: frozenset[int] = frozenset()
-    log: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    checkpoints: int = 0
+    seconds: float = 1000.0
+    wall: datetime = datetime(2026, 1, 1, tzinfo=UTC)
 
-    @property
-    def terminal(self) -> bool:
-        return self.status in ("succeeded", "failed", "cancelled")
+    def now(self, zone: tzinfo | None = None) -> datetime:
+        return (self.wall + timedelta(seconds=self.seconds)).astimezone(zone)
 
 
 class Life(RuleBasedStateMachine):
-    database: Database
+    """Begins in the middle of things: Hypothesis leaves out whole rules of a life, and most would stay empty."""
 
-    job_ids = Bundle("job_ids")
-    holders = Bundle("holders")
-    """Every (job, attempt) ever placed: the open ones and all that were closed since."""
+    database: Database
+    settings: Settings
+    clock: Clock
 
     def __init__(self) -> None:
         super().__init__()
-        self.model: dict[str, Expected] = {}
-        self.unverified: dict[str, frozenset[int]] = {}
+        self.oracle = Oracle(DEVICES)
+        self.keys: dict[str, tuple[str, str]] = {}
+        self.before: dict[str, reading.JobRows] = {}
+        self.clock.__init__()
         with self.database.write() as session:
             for table in reversed(Base.metadata.sorted_tables):
                 session.execute(delete(table))
-        with self.database.write() as session:
-            hosts.register(
-                session, "a", device_type="cpu", device_names=["slot"] * NUM_DEVICES, boot_id="b", versions={}
-            )
-
-    @rule(target=job_ids, num_devices=st.integers(1, 2))
-    def submit(self, num_devices: int) -> str:
-        with self.database.write() as session:
-            spec = NewJob(name="n", preset="demo", train={}, num_devices=num_devices, device_type="cpu")
-            job, _ = jobs.submit(session, spec, owner="admin")
-        self.model[job.id] = Expected(num_devices=num_devices)
-        return job.id
-
-    @rule(target=holders, job_id=job_ids, devices=st.sets(st.integers(0, NUM_DEVICES - 1), min_size=1, max_size=2))
-    def place(self, job_id: str, devices: set[int]) -> Any:
-        job = self.model[job_id]
-        fits = job.status == "queued" and len(devices) == job.num_devices and not devices & self._taken()
-        try:
-            with self.database.write() as session:
-                attempt = attempts.place(session, job_id, host="a", device_indices=sorted(devices))
-        except PlacementConflict:
-            assert not fits
-            return multiple()
-        assert fits
-        job.status, job.open_attempt, job.begun, job.devices = "running", attempt.id, False, frozenset(devices)
-        job.log[attempt.id] = b""
-        return (job_id, attempt.id)
-
-    @rule(holder=holders)
-    def begin(self, holder: tuple[str, str]) -> None:
-        job = self.model[holder[0]]
-        may = job.open_attempt == holder[1] and not job.begun
-        assert self._writes(lambda s: attempts.begin(s, holder[1], job_id=holder[0], boot_id="b")) == may
-        job.begun = job.begun or may
-
-    @rule(holder=holders)
-    def renew(self, holder: tuple[str, str]) -> None:
-        seen: list[Intent] = []
-        wrote = self._writes(lambda s: seen.append(attempts.renew(s, holder[1], job_id=holder[0]).intent))
-        assert wrote == (self.model[holder[0]].open_attempt == holder[1])
-        assert [intent.value for intent in seen] == [self.model[holder[0]].intent] * wrote
-
-    @rule(holder=holders, data=st.binary(min_size=1, max_size=5))
-    def ingest(self, holder: tuple[str, str], data: bytes) -> None:
-        job_id, attempt_id = holder
-
-        def write(session: Any) -> None:
-            job = attempts.renew(session, attempt_id, job_id=job_id)
-            offset = logs.ends(session, attempt_id).get(0, 0)
-            logs.append(session, job, attempt_id=attempt_id, rank=0, offset=offset, data=data)
-
-        wrote = self._writes(write)
-        assert wrote == (self.model[job_id].open_attempt == attempt_id)
-        if wrote:
-            self.model[job_id].log[attempt_id] += data
-
-    @rule(holder=holders)
-    def publish(self, holder: tuple[str, str]) -> None:
-        job_id, attempt_id = holder
-        expected = self.model[job_id]
-        step = expected.checkpoints + 1
-
-        def write(session: Any) -> None:
-            job = attempts.renew(session, attempt_id, job_id=job_id)
-            checkpoints.publish(session, job, attempt_id=attempt_id, step=step, dir="d", manifest_sha256="0" * 64)
-
-        if self._writes(write):
-            assert expected.open_attempt == attempt_id
-            expected.strikes, expected.checkpoints = 0, step
-
-    @rule(holder=holders, reason=st.sampled_from(ExitReason), clean=st.booleans())
-    def close(self, holder: tuple[str, str], reason: ExitReason, clean: bool) -> None:
-        job_id, attempt_id = holder
-        expected = self.model[job_id]
-        if reason is ExitReason.COMPLETED and expected.open_attempt == attempt_id and not expected.begun:
-            return  # the only end that needs a beginning; test_states holds it
-        wrote = self._writes(
-            lambda s: attempts.close(s, attempt_id, job_id=job_id, reason=reason, message="why", devices_clean=clean)
-        )
-        assert wrote == (expected.open_attempt == attempt_id)
-        if not wrote:
-            return
-        self._expect_closed(expected, reason.value)
-        if not clean:
-            self.unverified[attempt_id] = expected.devices
-        expected.open_attempt, expected.devices = None, frozenset()
-
-    @rule(holder=consumes(holders))
-    def verify(self, holder: tuple[str, str]) -> None:
-        """The host has looked: no process of the closed attempt is left."""
-        if self.model[holder[0]].open_attempt != holder[1]:
-            with self.database.write() as session:
-                hosts.free(session, holder[1])
-            self.unverified.pop(holder[1], None)
-
-    @rule(job_id=job_ids)
-    def cancel(self, job_id: str) -> None:
-        expected = self.model[job_id]
-        assert self._asks(jobs.cancel, job_id) == (expected.status not in ("succeeded", "failed"))
-        if expected.status in ("queued", "paused"):
-            expected.status = "cancelled"
-        if expected.status in ("cancelled", "running"):
-            expected.intent = "cancel"
-
-    @rule(job_id=job_ids)
-    def pause(self, job_id: str) -> None:
-        expected = self.model[job_id]
-        legal = not expected.terminal and expected.intent != "cancel"
-        assert self._asks(jobs.pause, job_id) == legal
-        if legal:
-            expected.intent = "pause"
-            expected.status = "paused" if expected.status == "queued" else expected.status
-
-    @rule(job_id=job_ids)
-    def resume(self, job_id: str) -> None:
-        expected = self.model[job_id]
-        legal = not expected.terminal and expected.intent != "cancel"
-        assert self._asks(jobs.resume, job_id) == legal
-        if legal and expected.intent == "pause":
-            expected.intent = "run"
-            expected.status = "queued" if expected.status == "paused" else expected.status
-
-    @rule(job_id=job_ids)
-    def retry(self, job_id: str) -> None:
-        expected = self.model[job_id]
-        again = expected.status in ("failed", "cancelled")
-        idle = expected.status in ("queued", "running") and expected.intent != "cancel"
-        assert self._asks(jobs.retry, job_id) == (again or idle)
-        if again:
-            expected.status, expected.intent, expected.strikes = "queued", "run", 0
-
-    @rule(job_id=job_ids)
-    def preempt(self, job_id: str) -> None:
-        with self.database.write() as session:
-            jobs.preempt(session, job_id, why="drain")
-        expected = self.model[job_id]
-        if expected.status == "running" and expected.intent == "run":
-            expected.intent = "preempt"
-
-    @invariant()
-    def the_database_is_as_expected(self) -> None:
-        with self.database.read() as session:
-            for job in session.scalars(select(Job)):
-                expected = self.model[job.id]
-                assert (job.status.value, job.intent.value, job.strikes) == (
-                    expected.status,
-                    expected.intent,
-                    expected.strikes,
+            for name, number in DEVICES.items():
+                hosts.register(
+                    session, name, device_type="cpu", device_names=["slot"] * number, boot_id="b", versions={}
                 )
-                open_ids = [one.id for one in attempts.of_job(session, job.id) if one.exit_reason is None]
-                assert open_ids == ([expected.open_attempt] if expected.open_attempt else [])
-                assert (job.status is JobStatus.RUNNING) == (len(open_ids) == 1)
-                assert (job.finished_at is not None) == expected.terminal
-                seqs = [event.seq for event in events.page(session, job.id, limit=10_000)]
-                assert seqs == list(range(1, job.num_events + 1))
-                for attempt_id, text in expected.log.items():
-                    assert logs.read(session, attempt_id, rank=0, limit_bytes=1 << 20)[1] == text
+        self.planner, self.queue = Planner(self.database), Queue()
+        self.sweeper, self.judge = Sweeper(self.settings, self.database), Judge(self.settings.lease_s)
+        for num_devices in (2, 1):
+            self.submit(num_devices)
+        for job_id in self.oracle.jobs:
+            self.place_where_there_is_room(job_id)
+        self.launch(self.holders[0])
+
+    @property
+    def holders(self) -> list[Holder]:
+        """Of every attempt there ever was, the newest first; those that are open are named twice."""
+        every = [(Holder(one.job_id, attempt_id), one.is_open) for attempt_id, one in self.oracle.attempts.items()]
+        return [holder for holder, is_open in reversed(every) for _ in range(1 + is_open)]
+
+    @precondition(lambda self: len(self.oracle.jobs) < MAX_JOBS)
+    @rule(num_devices=st.integers(1, 2))
+    def submit(self, num_devices: int) -> None:
+        with self.database.write() as session:
+            job, _ = jobs.submit(session, _spec(num_devices), owner="admin")
+        self.oracle.submit(job.id, num_devices=num_devices)
+
+    @precondition(lambda self: len(self.oracle.jobs) < MAX_JOBS)
+    @rule(key=st.sampled_from("kl"), body=st.sampled_from("xy"))
+    def submit_with_a_key(self, key: str, body: str) -> None:
+        answers: list[tuple[str, bool]] = []
+
+        def submit(session: Session) -> None:
+            job, replayed = jobs.submit(session, _spec(1), owner="admin", idempotency_key=key, request_sha256=body)
+            answers.append((job.id, replayed))
+
+        refusal = self._tries(submit)
+        known = self.keys.get(key)
+        if known is not None:
+            wanted = ([(known[0], True)], None) if known[1] == body else ([], "IdempotencyConflict")
+            assert (answers, refusal) == wanted
+            return
+        ((job_id, replayed),) = answers
+        assert not replayed
+        self.keys[key] = (job_id, body)
+        self.oracle.submit(job_id, num_devices=1)
+
+    @rule(
+        job_id=JOBS,
+        host=st.sampled_from(sorted(DEVICES)),
+        devices=st.sets(st.integers(0, max(DEVICES.values())), min_size=1, max_size=2),
+    )
+    def place(self, job_id: str, host: str, devices: set[int]) -> None:
+        placed: list[str] = []
+        refusal = self._tries(
+            lambda s: placed.append(attempts.place(s, job_id, host=host, device_indices=sorted(devices)).id)
+        )
+        assert refusal == self.oracle.refusal_to_place(job_id, host, devices)
+        if not refusal:
+            self.oracle.place(job_id, placed[0], host, devices)
+
+    @rule(job_id=JOBS, more=st.sampled_from([0, 0, 1, -1]), anywhere=st.booleans())
+    def place_where_there_is_room(self, job_id: str, more: int = 0, anywhere: bool = False) -> None:
+        """Devices drawn at random are seldom those that are free. `anywhere`: also on a host that takes no jobs."""
+        if room := self._room(self.oracle.jobs[job_id].num_devices + more, anywhere=anywhere):
+            self.place(job_id, *room)
+
+    @rule(by_another=st.booleans())
+    def plan(self, by_another: bool) -> None:
+        if by_another:
+            self.planner, self.queue = Planner(self.database), Queue()
+        left_s = self.queue.left_s(self.clock.seconds, self.oracle.jobs)
+        done = self.planner.run()
+        for placed in done.placed:
+            assert left_s[placed.job_id] <= 0, "it was to wait longer"
+            with self.database.read() as session:
+                devices = attempts.get(session, placed.attempt_id).devices
+            assert self.oracle.refusal_to_place(placed.job_id, placed.host, devices) is None
+            self.oracle.place(placed.job_id, placed.attempt_id, placed.host, devices)
+        for job_id, job in self.oracle.jobs.items():
+            assert job.status != "queued" or left_s[job_id] > 0 or self._room(job.num_devices) is None, "there is room"
+        held = [seconds for seconds in left_s.values() if seconds > 0]
+        assert done.again_in_s == (pytest.approx(min(held)) if held else None)
+
+    @rule(holder=HOLDERS)
+    def launch(self, holder: Holder) -> None:
+        refusal = self._tries(lambda s: attempts.begin(s, holder.attempt_id, job_id=holder.job_id, boot_id="b"))
+        assert refusal == self.oracle.begin(holder.attempt_id)
+
+    @rule(holder=HOLDERS, ran_s=st.none() | st.integers(0, 50))
+    def renew(self, holder: Holder, ran_s: int | None) -> None:
+        seen: list[str] = []
+        refusal = self._tries(
+            lambda s: seen.append(attempts.renew(s, holder.attempt_id, job_id=holder.job_id, ran_s=ran_s).intent.value)
+        )
+        assert refusal == self.oracle.renew(holder.attempt_id, ran_s=ran_s)
+        assert seen == ([] if refusal else [self.oracle.jobs[holder.job_id].intent])
+
+    @rule(holder=HOLDERS, data=st.binary(min_size=1, max_size=5), step=st.integers(1, 9), value=st.floats(0, 1))
+    def ingest(self, holder: Holder, data: bytes, step: int, value: float) -> None:
+        refusal = self._tries(lambda s: writing.ingest(s, holder, data, step=step, value=value))
+        assert refusal == self.oracle.ingest(holder.attempt_id, data, step=step, value=value)
+
+    @rule(holder=HOLDERS, data=st.binary(min_size=1, max_size=5), step=st.integers(1, 9))
+    def die_in_the_middle_of_it(self, holder: Holder, data: bytes, step: int) -> None:
+        def write(session: Session) -> None:
+            writing.ingest(session, holder, data, step=step, value=0.5)
+            writing.publish(session, holder, step)
+            session.flush()
+            raise Torn
+
+        with pytest.raises((Torn, LeaseLost)), self.database.write() as session:
+            write(session)
+
+    @rule(holder=HOLDERS)
+    def ingest_again_what_is_there(self, holder: Holder) -> None:
+        if self.oracle.attempts[holder.attempt_id].log:
+            with pytest.raises((ValueError, LeaseLost)), self.database.write() as session:
+                writing.ingest_from_the_start(session, holder)
+
+    @rule(holder=HOLDERS, beyond=st.integers(-1, 2))
+    def publish(self, holder: Holder, beyond: int) -> None:
+        best = max((one.step for one in self.oracle.jobs[holder.job_id].checkpoints), default=0)
+        step = max(1, best + beyond)
+        refusal = self._tries(lambda s: writing.publish(s, holder, step))
+        assert refusal == self.oracle.publish(holder.attempt_id, step)
+
+    @rule(holder=HOLDERS, data=st.data())
+    def condemn(self, holder: Holder, data: st.DataObject) -> None:
+        known = self.oracle.jobs[holder.job_id].checkpoints
+        if known:
+            one = data.draw(st.sampled_from(known))
+            refusal = self._tries(lambda s: writing.condemn(s, holder, saved_by=one.attempt_id, step=one.step))
+            assert refusal == self.oracle.condemn(holder.attempt_id, one)
+
+    @rule(holder=HOLDERS, reason=st.just(ExitReason.COMPLETED) | st.sampled_from(ExitReason), clean=st.booleans())
+    def finish(self, holder: Holder, reason: ExitReason, clean: bool) -> None:
+        refusal = self._tries(lambda s: writing.close(s, holder, reason, clean=clean))
+        assert refusal == self.oracle.close(holder.attempt_id, reason.value, clean=clean)
+
+    @rule(holder=HOLDERS, ago=st.integers(0, 2))
+    def judge_by_a_beat_of_a_while_ago(self, holder: Holder, ago: int) -> None:
+        beat = self.oracle.attempts[holder.attempt_id].beat - ago
+        refusal = self._tries(lambda s: writing.close(s, holder, ExitReason.LEASE_EXPIRED, clean=False, seen_beat=beat))
+        wanted = "LeaseLost" if ago else self.oracle.close(holder.attempt_id, "lease_expired", clean=False)
+        assert refusal == wanted
+
+    @rule(job_id=JOBS, reasons=st.lists(st.sampled_from(sorted(TRIES)), min_size=1, max_size=5), begun=st.booleans())
+    def die_again_and_again(self, job_id: str, reasons: list[ExitReason], begun: bool) -> None:
+        """Strikes add up only if the same job fails in a row."""
+        for reason in reasons:
+            if self.oracle.jobs[job_id].status == "queued":
+                self.place_where_there_is_room(job_id)
+            if self.oracle.jobs[job_id].status == "running":
+                holder = Holder(job_id, self.oracle.jobs[job_id].attempts[-1])
+                if begun:
+                    self.launch(holder)
+                    self.renew(holder, ran_s=7)
+                self.finish(holder, reason, clean=True)
+                self.every_job_is_as_predicted()
+
+    @rule(holder=HOLDERS, stuck=st.booleans())
+    def verify(self, holder: Holder, stuck: bool) -> None:
+        """Its host has looked at what a closed attempt left."""
+        if not self.oracle.attempts[holder.attempt_id].is_open:
+            with self.database.write() as session:
+                (hosts.quarantine if stuck else hosts.free)(session, holder.attempt_id)
+            self.oracle.verify(holder.attempt_id, stuck=stuck)
+
+    @rule(job_id=JOBS)
+    def cancel(self, job_id: str) -> None:
+        assert self._tries(lambda s: jobs.cancel(s, job_id)) == self.oracle.cancel(job_id)
+
+    @rule(job_id=JOBS)
+    def pause(self, job_id: str) -> None:
+        assert self._tries(lambda s: jobs.pause(s, job_id)) == self.oracle.pause(job_id)
+
+    @rule(job_id=JOBS)
+    def resume(self, job_id: str) -> None:
+        assert self._tries(lambda s: jobs.resume(s, job_id)) == self.oracle.resume(job_id)
+
+    @rule(job_id=JOBS)
+    def retry(self, job_id: str) -> None:
+        assert self._tries(lambda s: jobs.retry(s, job_id)) == self.oracle.retry(job_id)
+
+    @rule(job_id=JOBS)
+    def preempt(self, job_id: str) -> None:
+        assert self._tries(lambda s: jobs.preempt(s, job_id, why="drain")) is None
+        self.oracle.preempt(job_id)
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 11.0, 40.0]), hours=st.integers(-2, 2))
+    def tick(self, seconds: float, hours: int) -> None:
+        """Time passes, and the wall clock jumps."""
+        self.clock.seconds += seconds
+        self.clock.wall += timedelta(hours=hours)
+
+    @rule(seconds=st.integers(1, 5), beating=st.sets(st.sampled_from(["a", "b", "attempts"])))
+    def reap(self, seconds: int, beating: set[str]) -> None:
+        """The judge looks once a second; of the others some go on beating meanwhile, and some do not."""
+        for _ in range(seconds):
+            self.tick(1.0, hours=seconds - 3)
+            for name in sorted(beating - {"attempts"}):
+                with self.database.write() as session:
+                    hosts.beat(session, name)
+                self.oracle.hosts[name].beat += 1
+                if self.oracle.hosts[name].status == "lost":
+                    self.oracle.hosts[name].status = "online"
+            for attempt_id, attempt in self.oracle.attempts.items():
+                if "attempts" in beating and attempt.is_open:
+                    self.renew(Holder(attempt.job_id, attempt_id), None)
+            self._judge()
+
+    @rule(name=st.sampled_from(sorted(DEVICES)), drains=st.booleans())
+    def a_worker_leaves_or_starts(self, name: str, drains: bool) -> None:
+        slots = ["slot"] * DEVICES[name]
+        with self.database.write() as session:
+            if drains:
+                hosts.drain(session, name)
+            else:
+                hosts.register(session, name, device_type="cpu", device_names=slots, boot_id="c", versions={})
+        self.oracle.hosts[name].status = "draining" if drains else "online"
+        self.oracle.hosts[name].beat += not drains
 
     @invariant()
-    def devices_are_where_expected(self) -> None:
-        held = {index: job.open_attempt for job in self.model.values() for index in job.devices}
-        left = {index: attempt_id for attempt_id, devices in self.unverified.items() for index in devices}
+    def every_job_is_as_predicted(self) -> None:
         with self.database.read() as session:
-            (view,) = hosts.all_hosts(session)
-            for one in view.devices:
-                index = one.device.index
-                wanted = "held" if index in held else "unverified" if index in left else "free"
-                assert (one.device.state.value, one.device.attempt_id) == (wanted, held.get(index) or left.get(index))
+            found = reading.jobs_of(session)
+            for job_id, rows in found.items():
+                expected = self.oracle.jobs[job_id]
+                assert rows.facts == reading.predicted(expected)
+                assert rows.timeline == expected.timeline
+                assert [one.step for one in checkpoints.newest_first(session, job_id)] == expected.best_first
+                reading.check_shape(rows, before=self.before.get(job_id))
+        assert set(found) == set(self.oracle.jobs)
+        self.before = found
 
-    def _expect_closed(self, expected: Expected, reason: str) -> None:
-        if reason == "completed":
-            expected.status = "succeeded"
-        elif expected.intent == "cancel":
-            expected.status = "cancelled"
-        elif expected.intent == "pause":
-            expected.status = "paused"
-        elif reason in ("preempted", "paused"):
-            expected.status = "queued"
-        elif reason in RETRIED:
-            expected.strikes += 1
-            expected.status = "queued" if expected.strikes < RETRIED[reason] else "failed"
-        else:
-            expected.status = "failed"
-        if expected.status == "queued":
-            expected.intent = "run"
+    @invariant()
+    def every_attempt_is_as_predicted(self) -> None:
+        with self.database.read() as session:
+            assert reading.attempts_of(session) == self.oracle.attempts
+            assert reading.hosts_of(session) == self.oracle.hosts
+            assert reading.devices_of(session) == self.oracle.devices
 
-    def _taken(self) -> set[int]:
-        return {index for job in self.model.values() for index in job.devices} | {
-            index for devices in self.unverified.values() for index in devices
-        }
+    def _room(self, num_devices: int, *, anywhere: bool = False) -> tuple[str, set[int]] | None:
+        for name, host in self.oracle.hosts.items():
+            free = sorted(
+                index for (of, index), (state, _) in self.oracle.devices.items() if (of, state) == (name, "free")
+            )
+            if (host.status == "online" or anywhere) and len(free) >= num_devices:
+                return name, set(free[:num_devices])
+        return None
 
-    def _writes(self, write: Callable[[Any], object]) -> bool:
-        try:
-            with self.database.write() as session:
-                write(session)
-        except LeaseLost:
-            return False
-        return True
-
-    def _asks(self, ask: Callable[[Any, str], object], job_id: str) -> bool:
-        try:
-            with self.database.write() as session:
-                ask(session, job_id)
-        except IllegalTransition:
-            return False
-        return True
-
-
-@pytest.mark.timeout(300)
-def test_any_life_is_as_the_design_says(database: Database) -> None:
-    machine = type("LifeHere", (Life,), {"database": database})
-    examples = 40 if database.is_sqlite else 15
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
-
-
-def test_completing_needs_a_beginning(database: Database, host: str, submit: Callable[[], str]) -> None:
-    job_id = submit()
-    with database.write() as session:
-        attempt: Attempt = attempts.place(session, job_id, host=host, device_indices=[0, 1])
-    with pytest.raises(IllegalTransition), database.write() as session:
-        attempts.close(
-            session, attempt.id, job_id=job_id, reason=ExitReason.COMPLETED, message=None, devices_clean=True
+    def _judge(self) -> None:
+        beats = {name: attempt.beat for name, attempt in self.oracle.attempts.items() if attempt.is_open}
+        dead = self.judge.look(
+            self.clock.seconds, beats | {name: host.beat for name, host in self.oracle.hosts.items()}
         )
+        expired = {one.attempt_id for one in self.sweeper.sweep()}
+        assert expired == dead & beats.keys()
+        for attempt_id in expired:
+            self.oracle.close(attempt_id, "lease_expired", clean=False)
+        for name in dead & self.oracle.hosts.keys():
+            self.oracle.hosts[name].status = "lost"
+
+    def _tries(self, write: Callable[[Session], object]) -> str | None:
+        return writing.tries(self.database, write)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(processes, "boottime", lambda: clock.seconds)
+    monkeypatch.setattr(planner_module, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
+    monkeypatch.setattr(db, "datetime", clock)
+    return clock
+
+
+@pytest.mark.timeout(600)
+def test_any_life_is_as_the_design_says(database: Database, settings: Settings, clock: Clock) -> None:
+    writing.forget_the_disk(database)
+    machine = type("LifeHere", (Life,), {"database": database, "settings": settings, "clock": clock})
+    live(machine, lives=50 if database.is_sqlite else 20, steps=50)
+
+
+def _spec(num_devices: int) -> NewJob:
+    return NewJob(name="n", preset="demo", train={}, num_devices=num_devices, device_type="cpu")
