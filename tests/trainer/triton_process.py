@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from tests.trainer.test_attention import modules, run, signs, worst
 from trainer import banded
@@ -102,10 +103,12 @@ def expected(case: Case) -> dict[str, torch.Tensor]:
 
 
 def shares(device: str, case: Case) -> torch.Tensor:
-    """The probabilities after dropout, B×H×L×L, where all keys that a query sees have the same; width is length."""
+    """The probabilities after dropout, B×H×L×L, where all keys that a query sees have the same."""
     q = torch.zeros(case.rows, case.heads, case.length, case.width, dtype=case.dtype)
-    v = torch.eye(case.length, dtype=case.dtype).expand_as(q)
-    return _attend_on(device)(q, q, v, case.reach, case.mask, case.dropout).float()
+    attend, columns = _attend_on(device), torch.eye(case.length, dtype=case.dtype).split(case.width, 1)
+    values = [F.pad(v, (0, case.width - v.shape[1])).expand_as(q) for v in columns]
+    found = [attend(q, q, v, case.reach, case.mask, case.dropout) for v in values]
+    return torch.cat(found, -1)[..., : case.length].float()
 
 
 def distance_from_stock(device: str, length: int, window: int, padding: bool, num_global: int) -> float:
