@@ -19,7 +19,7 @@ from api import logtext, views
 from api.streams import Batch
 from store import events, jobs, logs, metrics
 from store.db import Database
-from store.models import Event, LogChunk, MetricPoint
+from store.models import Event, Job, LogChunk, MetricPoint
 from store.states import TERMINAL_JOB
 
 MAX_LOG_CHUNKS: Final = 32
@@ -57,7 +57,7 @@ def read(database: Database, job_id: str, cursor: Cursor) -> Batch:
             return Batch(
                 job.rev, job.rev, _end(job.rev) if job.status in TERMINAL_JOB else b"", ended=job.status in TERMINAL_JOB
             )
-        upto, messages = _rows(session, job_id, after=cursor.rev, upto=job.rev)
+        upto, messages = _rows(session, job, after=cursor.rev)
         parts = list(_numbered(messages, cursor, upto))
         more = upto < job.rev
         if not more:
@@ -97,25 +97,29 @@ def _numbered(messages: Iterable[_Message], cursor: Cursor, upto: int) -> Iterab
         yield event(message.kind, message.data, f"{rev}-{position}")
 
 
-def _rows(session: Session, job_id: str, *, after: int, upto: int) -> tuple[int, list[_Message]]:
-    """Messages of the revs in (after, upto], ordered by rev and kind; `upto` shrinks to the last rev that was read whole."""
-    chunks, upto = _page(
-        lambda limit: logs.since(session, job_id, after_rev=after, limit=limit),
-        _rev_of_pair,
-        MAX_LOG_CHUNKS,
-        after,
-        upto,
-    )
+def _rows(session: Session, job: Job, *, after: int) -> tuple[int, list[_Message]]:
+    """Messages after a rev, ordered by rev and kind, and the last rev that was read whole."""
+    upto = job.rev
+    chunks, points = list[tuple[int, LogChunk]](), list[tuple[int, MetricPoint]]()
+    if job.num_attempts:
+        chunks, upto = _page(
+            lambda limit: logs.since(session, job.id, after_rev=after, limit=limit),
+            _rev_of_pair,
+            MAX_LOG_CHUNKS,
+            after,
+            upto,
+        )
     facts, upto = _page(
-        lambda limit: events.since(session, job_id, after_rev=after, limit=limit), _rev, MAX_EVENTS, after, upto
+        lambda limit: events.since(session, job.id, after_rev=after, limit=limit), _rev, MAX_EVENTS, after, upto
     )
-    points, upto = _page(
-        lambda limit: metrics.since(session, job_id, after_rev=after, limit=limit),
-        _rev_of_pair,
-        MAX_POINTS,
-        after,
-        upto,
-    )
+    if job.num_attempts:
+        points, upto = _page(
+            lambda limit: metrics.since(session, job.id, after_rev=after, limit=limit),
+            _rev_of_pair,
+            MAX_POINTS,
+            after,
+            upto,
+        )
     messages = [
         *(message for number, chunk in chunks if (message := _log(session, number, chunk))),
         *(_Message(fact.rev, "event", views.event(fact).model_dump_json()) for fact in facts),

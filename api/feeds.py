@@ -21,7 +21,7 @@ from store.notify import CHANNEL_HOSTS, CHANNEL_JOBS, channel_job
 from store.states import TERMINAL_JOB
 
 PING_S: Final = 15.0
-MIN_PAUSE_S: Final = 0.02
+MIN_PAUSE_S: Final = 0.005
 """Between two looks of one reader: wake-ups that come thicker share a look."""
 
 log = structlog.get_logger("api.feeds")
@@ -95,14 +95,15 @@ class JobFeeds:
             # What was committed between a follower's own look and this one would wait for the next change: let it look again.
             for stream in list(feed.streams):
                 stream.put(Batch(cursor.rev, cursor.rev, b""))
+            more = False
             while True:
+                if not more:
+                    await _pause(wake, self._hub.poll_s)
                 batch = await self._read(job_id, cursor)
                 if batch.data:
                     for stream in list(feed.streams):
                         stream.put(batch)
-                cursor = Cursor(batch.upto)
-                if not batch.more:
-                    await _pause(wake, self._hub.poll_s)
+                cursor, more = Cursor(batch.upto), batch.more
 
     def _finished(self, job_id: str, feed: _JobFeed, task: asyncio.Task[None]) -> None:
         if self._feeds.get(job_id) is feed:

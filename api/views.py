@@ -33,9 +33,9 @@ def many(session: Session, jobs: Sequence[models.Job]) -> list[schemas.Job]:
     """The jobs in their order, in one query more, and one for each that failed."""
     if not jobs:
         return []
-    newest = attempts.newest_of(session, [job.id for job in jobs])
+    newest = attempts.newest_of(session, [job.id for job in jobs if job.num_attempts])
     waits_unplanned = any(job.status is JobStatus.QUEUED and job.wait_reason is None for job in jobs)
-    no_hosts = waits_unplanned and not hosts.all_hosts(session)
+    no_hosts = waits_unplanned and not hosts.any_registered(session)
     return [_job(session, job, newest.get(job.id), no_hosts=no_hosts) for job in jobs]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from store import checkpoints, events, hosts, ids, jobs, states
@@ -25,6 +25,12 @@ from store.states import (
     JobStatus,
 )
 
+_NEWEST: Final = (
+    select(Attempt)
+    .join(Job, (Job.id == Attempt.job_id) & (Job.num_attempts == Attempt.number))
+    .where(Job.id.in_(bindparam("job_ids", expanding=True)))
+)
+
 
 def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[int]) -> Attempt:
     """Give a queued job its devices, all or none, and open its next attempt there.
@@ -36,12 +42,14 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
         raise PlacementConflict(f"job {job_id} is {job.status.value} and wants {job.intent.value}")
     if len(device_indices) != job.num_devices:
         raise PlacementConflict(f"job {job_id} needs {job.num_devices} devices, not {len(device_indices)}")
-    target = session.get(Host, host)
+    with session.no_autoflush:
+        target = session.get(Host, host)
     if target is None or target.status is not HostStatus.ONLINE:
         raise PlacementConflict(f"host {host} takes no jobs now")
     job.num_attempts += 1
     # What the last attempt did after its last checkpoint is not this one's.
-    job.step = next((one.step for one in checkpoints.newest_first(session, job_id)), None)
+    earlier = checkpoints.newest_first(session, job_id) if job.num_attempts > 1 else ()
+    job.step = next((one.step for one in earlier), None)
     job.phase = job.eta_s = None
     attempt = Attempt(
         id=ids.new(),
@@ -143,6 +151,7 @@ def close(
         retry_delay_s=closing.delay_s,
     )
     jobs.move(session, job, closing.job_status, reason=message)
+    session.info.pop(attempt_id)
     if devices_clean:
         hosts.free(session, attempt_id)
     else:
@@ -170,11 +179,7 @@ def numbered(session: Session, job_id: str, number: int) -> Attempt | None:
 
 def newest_of(session: Session, job_ids: Sequence[str]) -> dict[str, Attempt]:
     """The newest attempt of each job that has one, by job id: one query for a whole page of jobs."""
-    rows = session.scalars(
-        select(Attempt)
-        .join(Job, (Job.id == Attempt.job_id) & (Job.num_attempts == Attempt.number))
-        .where(Job.id.in_(job_ids))
-    )
+    rows = session.scalars(_NEWEST, {"job_ids": job_ids}) if job_ids else ()
     return {attempt.job_id: attempt for attempt in rows}
 
 
@@ -203,15 +208,21 @@ def _finite(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hold(session: Session, attempt_id: str, *, job_id: str) -> tuple[Job, Attempt]:
-    """Lock job, then attempt (always in this order), and count both up. Raises LeaseLost unless the attempt is open."""
+    """Lock job, then attempt (always in this order), and count both up, once a transaction. Raises LeaseLost unless the attempt is open."""
+    if (held := session.info.get(attempt_id)) is not None:
+        return held
     try:
         job = jobs.touch(session, job_id)
     except NotFound as error:
         raise LeaseLost(f"job {job_id} is gone") from error
-    attempt = session.get(Attempt, attempt_id, with_for_update=True, populate_existing=True)
+    # What `touch` has written goes out with the rest, in one statement.
+    with session.no_autoflush:
+        attempt = session.get(Attempt, attempt_id, with_for_update=True, populate_existing=True)
     if attempt is None or attempt.status not in OPEN_ATTEMPT:
         raise LeaseLost(f"attempt {attempt_id} is no longer open")
     attempt.beat += 1
+    # A session of ours is one transaction. It would keep only what is changed, and read the rest again.
+    session.info[attempt_id] = job, attempt
     return job, attempt
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import Integer, bindparam, select
 from sqlalchemy.orm import Session
 
 from store.db import now
 from store.models import Event, Job
+
+_SINCE: Final = (
+    select(Event)
+    .where(Event.job_id == bindparam("job_id"), Event.rev > bindparam("after_rev"))
+    .order_by(Event.rev, Event.seq)
+    .limit(bindparam("limit", type_=Integer))
+)
+"""Built once: streams ask it at every wake-up, and building it costs as much as running it."""
 
 
 def append(session: Session, job: Job, *, kind: str, **data: Any) -> Event:
@@ -38,6 +46,4 @@ def page(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> 
 
 
 def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Sequence[Event]:
-    return session.scalars(
-        select(Event).where(Event.job_id == job_id, Event.rev > after_rev).order_by(Event.rev, Event.seq).limit(limit)
-    ).all()
+    return session.scalars(_SINCE, {"job_id": job_id, "after_rev": after_rev, "limit": limit}).all()

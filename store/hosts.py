@@ -18,6 +18,8 @@ from store.states import DeviceState, HostStatus
 IN_SERVICE: Final = frozenset({DeviceState.FREE, DeviceState.HELD})
 """A device in another state, or a cordoned one, is given to nobody."""
 
+_ANY: Final = select(Host.name).limit(1)
+
 
 @dataclass(frozen=True)
 class DeviceView:
@@ -124,6 +126,10 @@ def lose(session: Session, name: str) -> Host:
     host = get(session, name)
     host.status = HostStatus.LOST
     return host
+
+
+def any_registered(session: Session) -> bool:
+    return session.scalars(_ANY).first() is not None
 
 
 def all_hosts(session: Session) -> list[HostView]:

@@ -6,11 +6,20 @@ Beyond the cap ranges may be missing: an offset inside one reads on from the nex
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import Integer, bindparam, select
 from sqlalchemy.orm import Session
 
 from store.models import Attempt, Job, LogChunk, RankLog
+
+_SINCE: Final = (
+    select(Attempt.number, LogChunk)
+    .join(Attempt, Attempt.id == LogChunk.attempt_id)
+    .where(LogChunk.job_id == bindparam("job_id"), LogChunk.rev > bindparam("after_rev"))
+    .order_by(LogChunk.rev, LogChunk.rank, LogChunk.offset)
+    .limit(bindparam("limit", type_=Integer))
+)
 
 
 def append(session: Session, job: Job, *, attempt_id: str, rank: int, offset: int, data: bytes) -> None:
@@ -98,13 +107,7 @@ def tail(session: Session, attempt_id: str, *, rank: int, lines: int, limit_byte
 
 def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Sequence[tuple[int, LogChunk]]:
     """Chunks written after the cursor with their attempt's number, in the order of writing."""
-    rows = session.execute(
-        select(Attempt.number, LogChunk)
-        .join(Attempt, Attempt.id == LogChunk.attempt_id)
-        .where(LogChunk.job_id == job_id, LogChunk.rev > after_rev)
-        .order_by(LogChunk.rev, LogChunk.rank, LogChunk.offset)
-        .limit(limit)
-    ).all()
+    rows = session.execute(_SINCE, {"job_id": job_id, "after_rev": after_rev, "limit": limit}).all()
     return [(number, chunk) for number, chunk in rows]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Integer, Row, Select, bindparam, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,14 @@ from store.models import Attempt, Job, MetricPoint
 
 ROWS_A_STATEMENT: Final = 500
 MAX_SERIES: Final = 50
+
+_SINCE: Final = (
+    select(Attempt.number, MetricPoint)
+    .join(Attempt, Attempt.id == MetricPoint.attempt_id)
+    .where(MetricPoint.job_id == bindparam("job_id"), MetricPoint.rev > bindparam("after_rev"))
+    .order_by(MetricPoint.rev, MetricPoint.name, MetricPoint.step)
+    .limit(bindparam("limit", type_=Integer))
+)
 
 _PointRow = Row[int, float | None, datetime, str | None]
 
@@ -87,13 +95,7 @@ def series(
 
 def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Sequence[tuple[int, MetricPoint]]:
     """What was written after the cursor, with the attempt's number, in the order of writing."""
-    rows = session.execute(
-        select(Attempt.number, MetricPoint)
-        .join(Attempt, Attempt.id == MetricPoint.attempt_id)
-        .where(MetricPoint.job_id == job_id, MetricPoint.rev > after_rev)
-        .order_by(MetricPoint.rev, MetricPoint.name, MetricPoint.step)
-        .limit(limit)
-    ).all()
+    rows = session.execute(_SINCE, {"job_id": job_id, "after_rev": after_rev, "limit": limit}).all()
     return [(number, point) for number, point in rows]
 
 

@@ -60,6 +60,7 @@ def _live(session: Session) -> None:
     _write(session, job.id, attempt.id)
     # A supervisor starts with none of the rows at hand: reading them is a statement of its own.
     session.expunge_all()
+    session.info.clear()
     attempts.get(session, attempt.id)
     jobs.get(session, job.id)
     logs.ends(session, attempt.id)
