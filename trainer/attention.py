@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM, LongformerSelfAttention
 
-from trainer import banded, npu
+from trainer import banded, dropout, npu
 from trainer.banded import Dropout, Mask
 
 
@@ -121,10 +121,7 @@ class WindowedSelfAttention(LongformerSelfAttention):
         return (out_BLE,)
 
     def _dropout(self) -> Dropout | None:
-        if not self.training or self.dropout == 0:
-            return None
-        # Drawn from torch's generator, so that seeding it, or recomputing under a checkpoint, gives the same.
-        return Dropout(self.dropout, int(torch.randint(2**31, ())))
+        return None if not self.training or self.dropout == 0 else dropout.new(self.dropout)
 
     def _overwrite_global(
         self, out_BLE: torch.Tensor, hidden_BLE: torch.Tensor, mask: Mask, is_masked_BL: torch.Tensor

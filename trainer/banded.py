@@ -6,31 +6,12 @@ CPU caches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from trainer.blocks import Block, Blocks, Mask, lowest
-
-_LEVELS = 1 << 16
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Drops a key's share of a query's probability. The same seed drops the same ones."""
-
-    rate: float
-    seed: int
-
-    @property
-    def threshold(self) -> int:
-        return min(round(self.rate * _LEVELS), _LEVELS - 1)
-
-    @property
-    def scale(self) -> float:
-        return _LEVELS / (_LEVELS - self.threshold)
+from trainer.dropout import Dropout, Stream
 
 
 def attend(
@@ -132,9 +113,9 @@ class _Walk:
         self._blocks = Blocks(q_BHLD, reach, mask)
         self._mask, self._like, self._heads = mask, q_BHLD, q_BHLD.shape[1]
         self._num_global = 0 if mask.global_BG is None else mask.global_BG.shape[1]
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         if dropout is not None and dropout.threshold > 0:
-            self._stream = _Stream(dropout, self._blocks, q_BHLD.device)
+            self._stream = Stream(dropout, self._blocks.count, self._blocks.most_scores, q_BHLD.device)
         self._kept: torch.Tensor | None = None
         self._rooms: dict[int, torch.Tensor] = {}
 
@@ -218,35 +199,3 @@ def _add_mixed(total: torch.Tensor, total_global: torch.Tensor | None, weights: 
     total.baddbmm_(weights[..., num_global:].mT, x)
     if total_global is not None:
         total_global.baddbmm_(weights[..., :num_global].mT, x)
-
-
-class _Stream:
-    """The random bits of one pass: which of a block's probabilities dropout keeps, 16 bits for each.
-
-    Drawing them all would be most of what dropout costs. Two tables are drawn, and a block's bits are a stretch of the
-    one xor a stretch of the other, from places of its own: as in tabulation hashing, any two are independent.
-    """
-
-    def __init__(self, dropout: Dropout, blocks: Blocks, device: torch.device) -> None:
-        self._first_kept = dropout.threshold - _LEVELS // 2
-        generator = np.random.SFC64(dropout.seed)
-        stretch = _words(blocks.most_scores)
-        self._starts = np.random.Generator(generator).integers(0, stretch, (blocks.count, 2))
-        draws = generator.random_raw(4 * stretch).view(np.int64).reshape(2, -1)
-        self._tables = torch.from_numpy(draws).to(device)
-        self._bits = torch.empty(stretch, dtype=torch.int64, device=device)
-
-    def write_kept(self, number: int, kept: torch.Tensor) -> None:
-        """Writes 0 where a probability of that block is dropped and 1 elsewhere."""
-        words = _words(kept.numel())
-        one, other = (
-            table[start : start + words] for table, start in zip(self._tables, self._starts[number], strict=True)
-        )
-        bits = torch.bitwise_xor(one, other, out=self._bits[:words]).view(torch.int16)
-        # A comparison that writes floating point is far faster than one that writes bool.
-        torch.ge(bits[: kept.numel()].view(kept.shape), self._first_kept, out=kept)
-
-
-def _words(count: int) -> int:
-    """64-bit words that hold 16 bits for each of so many."""
-    return -(-count // 4)

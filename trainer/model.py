@@ -13,7 +13,7 @@ from transformers import logging as transformers_logging
 from transformers.models.longformer.configuration_longformer import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM
 
-from trainer import attention
+from trainer import attention, dropout
 from trainer.config import RunConfig, kind_of
 from trainer.data import IGNORED, Batch
 from trainer.device import seed_all
@@ -36,6 +36,7 @@ class MaskedLanguageModel(nn.Module):
         self.network = network
         self.packing = packing
         self.attention = attention.install(network, device_type)
+        dropout.install(network, device_type)
         for name, parameter in network.named_parameters():
             # Masked language modelling has no global tokens, so these would never get a gradient.
             if "_global." in name:
