@@ -17,6 +17,8 @@ from trainer.errors import BadInput
 LINE_LIMIT_BYTES = 16 << 20
 _COMPRESSED = (".gz", ".zst")
 _RECORDS = (".jsonl", ".json")
+# A few bytes of zstd can stand for 128 KiB of text; what is decompressed at a time stays within some megabytes.
+_COMPRESSED_AT_A_TIME_BYTES = 512
 
 
 class Documents(NamedTuple):
@@ -47,10 +49,41 @@ def _unpack(raw: BinaryIO, path: Path) -> BinaryIO:
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
     if path.suffix == ".zst":
-        # Parallel compressors write a frame after another; by default the reader would stop behind the first.
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader)))
+        return cast(BinaryIO, io.BufferedReader(_Frames(raw), _COMPRESSED_AT_A_TIME_BYTES * 1024))
     return raw
+
+
+class _Frames(io.RawIOBase):
+    """The content of zstd frames behind each other, as parallel compressors write them.
+
+    The library's own reader takes a file that was cut off for one that has ended.
+    """
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._rest = self._content = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            block = self._rest or self._raw.read(_COMPRESSED_AT_A_TIME_BYTES)
+            if not block:
+                if self._frame is not None:
+                    raise EOFError("it ends in the middle of a frame")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._content = self._frame.decompress(block)
+            self._rest = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame = None
+        size = min(len(buffer), len(self._content))
+        buffer[:size] = self._content[:size]
+        self._content = self._content[size:]
+        return size
 
 
 def _documents(file: BinaryIO, path: Path, field: str) -> Iterator[str]:

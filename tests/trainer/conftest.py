@@ -79,13 +79,13 @@ def spec(inputs: Inputs) -> Callable[..., dict[str, Any]]:
 class Ranks:
     """The rank processes of one run directory."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], world_size: int) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, config: dict[str, Any], world_size: int, *, start: bool = True) -> None:
+        self.directory, self.config, self.world_size = directory, config, world_size
         directory.mkdir(parents=True, exist_ok=True)
         if world_size > 1:
             config = config | {"rendezvous": (directory / "rendezvous").as_uri()}
         (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        self.processes = [self._start(rank, world_size) for rank in range(world_size)]
+        self.processes = [self._start(rank, world_size) for rank in range(world_size)] if start else []
 
     def _start(self, rank: int, world_size: int) -> "subprocess.Popen[bytes]":
         environment = os.environ | {
@@ -169,3 +169,26 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
     yield start
     for ranks in started:
         ranks.stop()
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Callable[..., Ranks]]:
+    """Runs prepared ranks to their end without a start of Python for each; see forked.py. `before` is called in each."""
+    command = [sys.executable, "-m", "tests.trainer.forked"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        orders, answers = process.stdin, process.stdout
+        assert orders is not None
+        assert answers is not None
+
+        def run(ranks: Ranks, before: str | None = None) -> Ranks:
+            order = {"directory": str(ranks.directory), "world_size": ranks.world_size, "before": before}
+            print(json.dumps(order), file=orders, flush=True)
+            codes = json.loads(answers.readline())
+            assert not any(codes), f"{codes}\n{ranks.log(max(range(len(codes)), key=lambda i: codes[i] != 0))}"
+            return ranks
+
+        yield run
+        orders.close()
