@@ -80,7 +80,9 @@ class Oracle:
         self.jobs: dict[str, Job] = {}
         self.attempts: dict[str, Attempt] = {}
         self.hosts = {name: Host() for name in devices}
-        self.devices = {(name, index): ("free", None) for name, number in devices.items() for index in range(number)}
+        self.devices: dict[tuple[str, int], tuple[str, str | None]] = {
+            (name, index): ("free", None) for name, number in devices.items() for index in range(number)
+        }
         """(state, the attempt it was given to)."""
 
     def submit(self, job_id: str, *, num_devices: int) -> None:
