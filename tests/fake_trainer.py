@@ -68,6 +68,22 @@ class Run:
         sys.stdout.buffer.write(bytes.fromhex(hex) * times)
         sys.stdout.flush()
 
+    def pour(self, pattern: str, num_bytes: int) -> None:
+        """So many bytes into the log: `pattern` in hex again and again, or random ones where it is empty; then a last line."""
+        repeated = bytes.fromhex(pattern)
+        piece = repeated * ((1 << 20) // len(repeated)) if repeated else b""
+        while num_bytes > 0:
+            piece = piece if repeated else os.urandom(1 << 20)
+            num_bytes -= os.write(1, piece[:num_bytes])
+        self.say("\npoured")
+
+    def flood(self, first: int, last: int, num_names: int, names_a_line: int = 100) -> None:
+        """Every name's value at every step, as fast as they can be written."""
+        for step in range(first, last + 1):
+            for start in range(0, num_names, names_a_line):
+                names = range(start, min(num_names, start + names_a_line))
+                self._tell(kind="metrics", step=step, values={f"name-{number}": step + number for number in names})
+
     def report(self, line: str) -> None:
         """A raw piece of metrics.jsonl."""
         if RANK == 0:

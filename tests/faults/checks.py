@@ -19,6 +19,7 @@ from tests.faults.client import TERMINAL
 from tests.faults.plane import Plane
 from worker import runlock
 from worker.processes import ATTEMPT_VARIABLE
+from worker.tail import CHUNK_BYTES
 
 
 def all_of(plane: Plane, job_ids: Iterable[str]) -> None:
@@ -119,36 +120,48 @@ def _what_is_left(plane: Plane, job_ids: list[str]) -> list[str]:
 def _log_as_written(plane: Plane, attempt: Attempt, rank: int) -> None:
     where = f"the log of rank {rank}, attempt {attempt.number} of {attempt.job_id}"
     path = plane.run_dir(attempt.job_id, attempt.number) / f"r{rank}.log"
-    written = path.read_bytes() if path.exists() else b""
+    size = path.stat().st_size if path.exists() else 0
     with plane.database.read() as session:
-        chunks = session.execute(
-            select(LogChunk.offset, LogChunk.data)
-            .where(LogChunk.attempt_id == attempt.id, LogChunk.rank == rank)
-            .order_by(LogChunk.offset)
-        ).all()
         end = logs.ends(session, attempt.id).get(rank, 0)
         dropped = logs.dropped(session, attempt.id).get(rank, 0)
     # Whoever closed a lost attempt could not see its files: they may hold more than was committed, never less.
-    assert end == len(written) or (attempt.status is AttemptStatus.LOST and end < len(written)), (
-        f"{where} ends at {end}"
-    )
-    shown: list[str] = []
-    position = 0
-    for offset, data in chunks:
-        assert offset >= position, f"{where} overlaps at {offset}"
-        if offset > position:
-            shown.append(f"\n[{offset - position} bytes of this log were not kept]\n")
-        assert data == written[offset : offset + len(data)], f"{where} is not what was written at {offset}"
-        position = offset + len(data)
-    assert sum(len(data) for _, data in chunks) + dropped == end, f"{where} lacks bytes that nobody told of"
-    if not dropped:
-        shown = [text(written[:end])]
-        assert plane.client.log(attempt.job_id, attempt=attempt.number, rank=rank) == "".join(shown), where
+    assert end == size or (attempt.status is AttemptStatus.LOST and end < size), f"{where} ends at {end} of {size}"
+    kept = _chunks_as_written(plane, attempt, rank, path)
+    assert kept + dropped == end, f"{where} lacks bytes that nobody told of"
+    if dropped:
+        told = [event["data"] for event in plane.client.events(attempt.job_id) if event["kind"] == "log_dropped"]
+        assert {"rank": rank, "num_bytes": dropped} in told, f"{where} was cut, and nobody was told"
         return
-    told = [event["data"] for event in plane.client.events(attempt.job_id) if event["kind"] == "log_dropped"]
-    assert {"rank": rank, "num_bytes": dropped} in told, f"{where} was cut, and nobody was told"
-    answered = plane.client.log(attempt.job_id, attempt=attempt.number, rank=rank)
-    assert all(marker in answered for marker in shown), f"{where}: the cut is not shown"
+    position = 0
+    for offset, stop, shown in plane.client.log_pages(attempt.job_id, attempt=attempt.number, rank=rank):
+        assert offset == position, f"{where}: an answer begins at {offset}, not at {position}"
+        assert shown == text(_read(path, offset, stop)), f"{where} is not what was written from {offset} to {stop}"
+        position = stop
+    assert position == end, f"{where} is told up to {position}, and ends at {end}"
+
+
+def _chunks_as_written(plane: Plane, attempt: Attempt, rank: int, path: Path) -> int:
+    """How many bytes there are; none twice, each as in the file, in pieces of at most 64 KiB."""
+    query = (
+        select(LogChunk.offset, LogChunk.data)
+        .where(LogChunk.attempt_id == attempt.id, LogChunk.rank == rank)
+        .order_by(LogChunk.offset)
+        .execution_options(yield_per=64)
+    )
+    position = kept = 0
+    with plane.database.read() as session:
+        for offset, data in session.execute(query):
+            assert offset >= position, f"attempt {attempt.number} of {attempt.job_id} has bytes twice at {offset}"
+            assert len(data) <= CHUNK_BYTES
+            assert data == _read(path, offset, offset + len(data)), f"{path} was not committed as written at {offset}"
+            position, kept = offset + len(data), kept + len(data)
+    return kept
+
+
+def _read(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def _metrics_as_written(plane: Plane, attempt: Attempt) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,19 +82,22 @@ class Client:
         return self.get("/hosts")["data"]
 
     def log(self, job_id: str, *, attempt: int | None = None, rank: int = 0) -> str:
-        """All of one rank's log as the API tells it, put together from as many answers as it takes; empty before the first attempt."""
-        parts: list[str] = []
+        """All of one rank's log as the API tells it; empty before the first attempt."""
+        return "".join(text for _, _, text in self.log_pages(job_id, attempt=attempt, rank=rank))
+
+    def log_pages(self, job_id: str, *, attempt: int | None = None, rank: int = 0) -> Iterator[tuple[int, int, str]]:
+        """As many answers as it takes: the bytes each is of, from and to, and its text."""
         offset = 0
         while True:
             query = {"rank": rank, "offset": offset} | ({} if attempt is None else {"attempt": attempt})
             answer = self._patiently("GET", f"/jobs/{job_id}/logs", params=query)
             if answer.status_code == 404:
-                return ""
+                return
             assert answer.status_code == 200, answer.text
-            end = int(answer.headers["Longyard-Log-End"])
+            start, end = (int(answer.headers[f"Longyard-Log-{name}"]) for name in ("Offset", "End"))
             if end <= offset:
-                return "".join(parts)
-            parts.append(answer.text)
+                return
+            yield start, end, answer.text
             offset = end
 
     def series(self, job_id: str, name: str) -> dict[int, dict[int, float | None]]:

@@ -1,4 +1,4 @@
-"""Kills: the worker, the supervisor, ranks, a whole host and a spoilt checkpoint (F1–F4, F18, F22–F24)."""
+"""Kills: the worker, the supervisor, ranks, a whole host and a spoilt checkpoint (F1–F4, F18, F22–F24, F26)."""
 
 from __future__ import annotations
 
@@ -92,6 +92,23 @@ def test_f18_a_spoilt_checkpoint_is_passed_over(
     told = [event["data"]["step"] for event in plane.client.events(job_id) if event["kind"] == "checkpoint_corrupt"]
     assert told == [40]
     assert min(plane.client.series(job_id, "loss")[2]) == 21
+
+
+def test_f26_killed_for_want_of_memory(plane: Plane, gate: Path) -> None:
+    """By the kernel, which counts it: not as somebody's kill -9. A second time, and the job has failed."""
+    job_id = plane.submit(lesson(hold_at=10, gate=gate))
+    try:
+        for number in (1, 2):
+            programs.until_attempt(plane, job_id, number)
+            plane.until(lambda: 0 in injections.ranks_of(plane, job_id), "its rank runs", stated_s=10)
+            plane.switch("oom_kills", str(1_000_000 + number))
+            injections.kill_rank(plane, job_id)
+            closed = programs.until_closed(plane, job_id, number, stated_s=10)
+            assert (closed["exit_reason"], closed["failing_rank"]) == ("out_of_memory", 0)
+            assert "memory ran out" in closed["message"]
+    finally:
+        plane.switch("oom_kills", None)
+    assert programs.until_ended(plane, job_id)["status"] == "failed"
 
 
 def test_f22_a_reboot_closes_what_was_open_at_once(plane: Plane, gate: Path) -> None:

@@ -6,14 +6,28 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
 
 from store import attempts, hosts, jobs
 from tests.faults import injections, programs
+from tests.faults import plane as planes
 from tests.faults.checks import strays
-from tests.faults.plane import Plane
+from tests.faults.conftest import calm
+from tests.faults.plane import Plane, Timings
 from tests.faults.programs import lesson
 from worker.processes import boottime
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, timings: Timings) -> Iterator[Plane]:
+    """One host; what stands still for eight seconds hangs."""
+    variables = {**calm(timings), "LONGYARD_HANG_S": "8"}
+    root = tmp_path_factory.mktemp("plane")
+    with planes.running(root, timings, devices={"a": 4}, template=sqlite_template, variables=variables) as plane:
+        yield plane
 
 
 def test_f19_cancel_at_any_instant(plane: Plane, rng: random.Random, count: Callable[[int, int], int]) -> None:
@@ -57,6 +71,20 @@ def test_f21_a_rank_that_cannot_be_killed(plane: Plane) -> None:
         plane.switch("immortal", None)
         os.kill(rank, signal.SIGKILL)
     _clear(plane, job_id)
+
+
+def test_f27_one_rank_stands_still(plane: Plane, gate: Path) -> None:
+    """The other waits for it: the silent one is named, every rank's stack is kept, and the job goes on from its checkpoint."""
+    (training, ending) = lesson()
+    silent = lesson(hold_at=30, gate=gate)[0]
+    program = [{**training, "rank": 0}, {**silent, "rank": 1}, {"do": "all_reduce"}, ending]
+    job_id = plane.submit(program, num_devices=2)
+    closed = programs.until_closed(plane, job_id, stated_s=200)
+    gate.touch()
+    assert (closed["exit_reason"], closed["failing_rank"]) == ("hung", 1)
+    for rank in range(2):
+        assert "fake_trainer.py" in (plane.run_dir(job_id) / f"r{rank}.stack").read_text()
+    assert programs.until_ended(plane, job_id)["status"] == "succeeded"
 
 
 def test_f36_pause_resume_and_preempt_again_and_again(plane: Plane, count: Callable[[int, int], int]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 SWITCHES = Path(__file__).parent
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+OOM_COUNTERS = ("memory.events", "memory.oom_control", "vmstat")
 LOOK_AGAIN_S = 0.05
 
 MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
@@ -35,8 +36,11 @@ def switched(name: str) -> str | None:
 
 
 def read_text(self, *args, **kwargs):
-    """F22: another boot id."""
-    return (switched("boot_id") if self == BOOT_ID else None) or _read_text(self, *args, **kwargs)
+    """F22: another boot id. F26: the kernel has killed for want of memory."""
+    if self == BOOT_ID and (told := switched("boot_id")):
+        return told
+    counted = switched("oom_kills") if self.name in OOM_COUNTERS else None
+    return (f"oom_kill {counted}\n" if counted else "") + _read_text(self, *args, **kwargs)
 
 
 def kill(pid, signum):
