@@ -50,6 +50,7 @@ class Recovery:
         self._run_dir = settings.run_dir(attempt.job_id, attempt.number)
         self._lock: RunLock | None = None
         self._since = processes.boottime()
+        self._killed_at: float | None = None
         log.warning("attempt %s: %s", attempt.id, words)
 
     def step(self) -> bool:
@@ -57,13 +58,8 @@ class Recovery:
         lock = self._take_lock()
         if lock is None:
             return not self._kill_supervisor
-        waited_s = processes.boottime() - self._since
         strays = processes.of_attempt(self._attempt.id)
-        if strays and waited_s < self._settings.quarantine_s:
-            # Ranks got SIGTERM when their supervisor died: they are saving.
-            grace_s = self._settings.stop_grace_s if self._kill_supervisor else self._settings.sibling_grace_s
-            if self._is_closed or waited_s >= grace_s:
-                processes.send(strays, signal.SIGKILL)
+        if strays and not self._is_given_up(strays, processes.boottime()):
             return False
         try:
             self._finish(is_stuck=bool(strays))
@@ -77,6 +73,16 @@ class Recovery:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    def _is_given_up(self, strays: list[int], now: float) -> bool:
+        """End them, with the time that ranks need which are saving: they got SIGTERM when their supervisor died."""
+        grace_s = self._settings.stop_grace_s if self._kill_supervisor else self._settings.sibling_grace_s
+        if not self._is_closed and now - self._since < grace_s:
+            return False
+        processes.send(strays, signal.SIGKILL)
+        if self._killed_at is None:
+            self._killed_at = now
+        return now - self._killed_at >= self._settings.quarantine_s
 
     def _take_lock(self) -> RunLock | None:
         """While we hold it no supervisor of this attempt can start."""
@@ -129,9 +135,12 @@ class Recovery:
 
 
 def look_again(settings: Settings, database: Database, notifier: Notifier, attempt: Attempt) -> bool:
-    """Free the quarantined devices of a closed attempt, if no process of it is left by now. Answers whether it did."""
+    """Free the quarantined devices of a closed attempt, if no process of it is left by now; else end what is. Says whether it did."""
     with RunLock(settings.run_dir(attempt.job_id, attempt.number)) as lock:
-        if not lock.is_held or processes.of_attempt(attempt.id):
+        if not lock.is_held:
+            return False
+        if strays := processes.of_attempt(attempt.id):
+            processes.send(strays, signal.SIGKILL)
             return False
         with database.write() as session:
             job = jobs.touch(session, attempt.job_id)

@@ -221,6 +221,58 @@ def test_devices_in_quarantine_are_free_once_the_last_process_is_gone(
         assert recovery.quarantined(session, "testhost") == []
 
 
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("deaf", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_that_ignores_its_grace_is_killed_before_its_devices_are_given_up(
+    plane: Plane, placed: Attempt
+) -> None:
+    """However long the grace is beside the time to the quarantine: that one counts from the first SIGKILL."""
+    environment = {**os.environ, processes.ATTEMPT_VARIABLE: placed.id}
+    stray = subprocess.Popen([sys.executable, "-c", STUBBORN], env=environment, stdout=subprocess.PIPE)
+    settings = plane.settings.model_copy(update={"stop_grace_s": 0.5, "quarantine_s": 0.5})
+    try:
+        assert stray.stdout is not None
+        assert stray.stdout.readline() == b"deaf\n"
+        one = Recovery(
+            settings, plane.database, Notifier("unix:///nowhere"), placed, words="not renewed", kill_supervisor=True
+        )
+        began = processes.boottime()
+        plane.eventually(one.step)
+        assert processes.boottime() - began >= 0.5
+        assert stray.wait(timeout=30) == -signal.SIGKILL
+    finally:
+        stray.kill()
+        stray.wait()
+        stray.communicate()
+    assert _states(plane) == [DeviceState.FREE]
+
+
+def test_what_was_given_up_is_still_killed_when_it_can_be(plane: Plane, placed: Attempt) -> None:
+    environment = {**os.environ, processes.ATTEMPT_VARIABLE: placed.id}
+    stray = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=environment)
+    try:
+        plane.eventually(lambda: processes.of_attempt(placed.id) == [stray.pid])
+        with plane.database.write() as session:
+            attempts.close(
+                session, placed.id, job_id=placed.job_id, reason=ExitReason.INFRA, message="", devices_clean=False
+            )
+            hosts.quarantine(session, placed.id)
+        notifier = Notifier("unix:///nowhere")
+        assert not recovery.look_again(plane.settings, plane.database, notifier, plane.attempt(placed.job_id))
+        assert stray.wait(timeout=30) == -signal.SIGKILL
+        assert recovery.look_again(plane.settings, plane.database, notifier, plane.attempt(placed.job_id))
+    finally:
+        stray.kill()
+        stray.wait()
+    assert _states(plane) == [DeviceState.FREE]
+
+
 def test_a_supervisor_that_cleans_up_keeps_quarantined_devices(plane: Plane, placed: Attempt) -> None:
     """While anybody holds the run directory, nobody has proven anything."""
     with plane.database.write() as session:
