@@ -35,6 +35,9 @@ MAX_JOBS = 4
 JOBS = st.runner().flatmap(lambda life: st.sampled_from(list(life.oracle.jobs)))
 HOLDERS = st.runner().flatmap(lambda life: st.sampled_from(life.holders))
 
+TRY = st.tuples(st.sampled_from(sorted(TRIES)), st.none() | st.integers(-1, 1))
+"""How a try ends, and the step that it saves before, counted from the best so far; None: it never begins."""
+
 
 class Torn(Exception):
     """What a transaction ends with whose writer dies in it."""
@@ -137,6 +140,8 @@ class Life(RuleBasedStateMachine):
         if by_another:
             self.planner, self.queue = Planner(self.database), Queue()
         left_s = self.queue.left_s(self.clock.seconds, self.oracle.jobs)
+        # A large job may keep others waiting, by a promise; what has room before it was asked must not be kept by nothing.
+        all_fit = all(self._room(self.oracle.jobs[one].num_devices) for one, seconds in left_s.items() if seconds <= 0)
         done = self.planner.run()
         for placed in done.placed:
             assert left_s[placed.job_id] <= 0, "it was to wait longer"
@@ -144,8 +149,7 @@ class Life(RuleBasedStateMachine):
                 devices = attempts.get(session, placed.attempt_id).devices
             assert self.oracle.refusal_to_place(placed.job_id, placed.host, devices) is None
             self.oracle.place(placed.job_id, placed.attempt_id, placed.host, devices)
-        for job_id, job in self.oracle.jobs.items():
-            assert job.status != "queued" or left_s[job_id] > 0 or self._room(job.num_devices) is None, "there is room"
+        assert done.placed or not all_fit or all(seconds > 0 for seconds in left_s.values()), "there is room"
         held = [seconds for seconds in left_s.values() if seconds > 0]
         assert done.again_in_s == (pytest.approx(min(held)) if held else None)
 
@@ -212,17 +216,18 @@ class Life(RuleBasedStateMachine):
         wanted = "LeaseLost" if ago else self.oracle.close(holder.attempt_id, "lease_expired", clean=False)
         assert refusal == wanted
 
-    @rule(job_id=JOBS, reasons=st.lists(st.sampled_from(sorted(TRIES)), min_size=1, max_size=5), begun=st.booleans())
-    def die_again_and_again(self, job_id: str, reasons: list[ExitReason], begun: bool) -> None:
-        """Strikes add up only if the same job fails in a row."""
-        for reason in reasons:
+    @rule(job_id=JOBS, tries=st.lists(TRY, min_size=1, max_size=5))
+    def try_again_and_again(self, job_id: str, tries: list[tuple[ExitReason, int | None]]) -> None:
+        """Strikes add up only if the same job fails in a row, and are forgotten only if it fails, saves, and fails."""
+        for reason, beyond in tries:
             if self.oracle.jobs[job_id].status == "queued":
                 self.place_where_there_is_room(job_id)
             if self.oracle.jobs[job_id].status == "running":
                 holder = Holder(job_id, self.oracle.jobs[job_id].attempts[-1])
-                if begun:
+                if beyond is not None:
                     self.launch(holder)
                     self.renew(holder, ran_s=7)
+                    self.publish(holder, beyond)
                 self.finish(holder, reason, clean=True)
                 self.every_job_is_as_predicted()
 
