@@ -129,6 +129,8 @@ def close(
     if seen_beat is not None and attempt.beat != seen_beat + 1:
         raise LeaseLost(f"attempt {attempt_id} was renewed meanwhile")
     closing = states.close(reason, intent=job.intent, strikes=job.strikes, retry_s=retry_s)
+    # The last lines and points of this transaction go before its end: a closed attempt takes none, which the database itself sees to.
+    session.flush()
     _move(attempt, ATTEMPT_STATUS_OF[reason])
     attempt.exit_reason, attempt.message, attempt.failing_rank, attempt.finished_at = (
         reason,
