@@ -119,4 +119,4 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _supervisors(plane: Plane) -> set[int]:
-    return {int(path.read_text()) for path in plane.data_dir.glob("jobs/*/a*/supervisor.lock")}
+    return {int(path.read_text().split()[0]) for path in plane.data_dir.glob("jobs/*/a*/supervisor.lock")}
