@@ -112,7 +112,8 @@ def test_f17_killed_at_any_point_of_a_save(plane: Plane, uninterrupted: str, rng
 
 
 def test_f25_a_loss_that_is_no_number(plane: Plane) -> None:
-    job_id = training(plane, learning_rate=10, max_grad_norm=1e6, adam_epsilon=1e-300)
+    # A rate times a decay of 100 multiplies the weights by -99 at every step.
+    job_id = training(plane, learning_rate=10, weight_decay=10, lr_scheduler_type="constant", max_steps=40)
     job = programs.until_ended(plane, job_id, stated_s=TRAINER_S)
     assert (job["status"], job["attempt"]["exit_reason"], job["attempt"]["number"]) == ("failed", "diverged", 1)
     assert "lower learning_rate" in job["status_reason"]
