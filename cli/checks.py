@@ -1,4 +1,4 @@
-"""Owns what `./run test`, `./run lint`, `./run bench` and `./run faults` run, and in which order."""
+"""Owns what `./run test`, `lint`, `bench`, `faults` and `mutants` run, and in which order."""
 
 import os
 import signal
@@ -56,6 +56,11 @@ def bench(argv: Sequence[str]) -> int:
 def faults(argv: Sequence[str]) -> int:
     """A program among the tests: a plane of its own, broken at random."""
     return _run([sys.executable, "-P", "-m", "tests.faults", *argv], cwd=Path.cwd())
+
+
+def mutants(argv: Sequence[str]) -> int:
+    """A program among the tests too: it runs some of them on copies of the code that each have a fault."""
+    return _run([sys.executable, "-P", "-m", "tests.mutants", *argv], cwd=ROOT)
 
 
 def _pytest(argv: Sequence[str]) -> int:

@@ -33,7 +33,13 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         return _up
     from cli import checks
 
-    return {"test": checks.test, "lint": checks.lint, "bench": checks.bench, "faults": checks.faults}[name]
+    return {
+        "test": checks.test,
+        "lint": checks.lint,
+        "bench": checks.bench,
+        "faults": checks.faults,
+        "mutants": checks.mutants,
+    }[name]
 
 
 def _up(argv: Sequence[str]) -> int:

@@ -48,6 +48,7 @@ COMMANDS = {
     "lint": Command("dev", "ruff, pyright, import-linter, and checks of the deployment files"),
     "bench": Command("runtime", "measure what the README's figures come from: `bench plane`, `bench trainer`"),
     "faults": Command("dev", "kill and break every part at random while jobs train: `faults --minutes 30`"),
+    "mutants": Command("dev", "put faults into the code and see that the tests notice each: `mutants --only no-fence`"),
     "simulate": Command(None, "run the placement against a made-up fleet"),
     "fleet": Command(None, "start many workers on one machine"),
 }

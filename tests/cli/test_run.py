@@ -124,7 +124,7 @@ def test_a_real_python_passes_the_probe_and_lists_the_commands(machine: Machine)
     shutil.copytree(ROOT / "cli", machine.checkout / "cli", ignore=shutil.ignore_patterns("__pycache__"))
     listed = machine.run("--help")
     assert listed.returncode == 0, listed.stderr
-    for name in ("demo", "up", "test", "lint", "bench", "faults", "simulate", "fleet"):
+    for name in ("demo", "up", "test", "lint", "bench", "faults", "mutants", "simulate", "fleet"):
         assert f"\n  {name} " in listed.stdout
     later = machine.run("fleet")
     assert (later.returncode, later.stderr) == (2, "./run fleet is not built yet.\n")
