@@ -173,7 +173,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Ranks]]:
 
 @pytest.fixture(scope="session")
 def forked() -> Iterator[Callable[..., Ranks]]:
-    """Runs prepared ranks to their end without a start of Python for each; see forked.py. `before` is called in each."""
+    """Runs prepared ranks to their end without a start of Python for each; see forked.py.
+
+    `before`, "module:function", is called in each of them; `code` is how they should end.
+    """
     command = [sys.executable, "-m", "tests.trainer.forked"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -183,11 +186,11 @@ def forked() -> Iterator[Callable[..., Ranks]]:
         assert orders is not None
         assert answers is not None
 
-        def run(ranks: Ranks, before: str | None = None) -> Ranks:
+        def run(ranks: Ranks, before: str | None = None, code: int = 0) -> Ranks:
             order = {"directory": str(ranks.directory), "world_size": ranks.world_size, "before": before}
             print(json.dumps(order), file=orders, flush=True)
             codes = json.loads(answers.readline())
-            assert not any(codes), f"{codes}\n{ranks.log(max(range(len(codes)), key=lambda i: codes[i] != 0))}"
+            assert codes == [code] * ranks.world_size, "\n".join([str(codes), *map(ranks.log, range(len(codes)))])
             return ranks
 
         yield run

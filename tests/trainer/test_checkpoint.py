@@ -1,0 +1,190 @@
+"""Which checkpoints stay, and that what was written is read back, or refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.trainer.conftest import Ranks
+from trainer import checkpoint
+from trainer.checkpoint import Keep, Published
+from trainer.config import CheckpointRef
+from trainer.errors import BrokenCheckpoint
+
+pytestmark = pytest.mark.timeout(900)
+Spec = Callable[..., dict[str, Any]]
+Forked = Callable[..., Ranks]
+
+
+def steps(parent: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in parent.iterdir())
+
+
+def make(parent: Path, sizes: dict[int, int]) -> None:
+    for step, size in sizes.items():
+        (parent / f"step-{step}").mkdir(parents=True)
+        (parent / f"step-{step}" / "model.safetensors").write_bytes(bytes(size))
+
+
+def keep(parent: Path, newest: int, budget: int | None = None, best: int | None = None, resumed: int | None = None):
+    at = lambda step: None if step is None else parent / f"step-{step}"  # noqa: E731
+    return Keep(newest, budget, at(best), at(resumed))
+
+
+@pytest.mark.parametrize(
+    ("rules", "stay"),
+    [
+        ({"newest": 2}, [40, 50]),
+        ({"newest": 2, "best": 20}, [20, 40, 50]),
+        ({"newest": 2, "resumed": 10}, [10, 40, 50]),
+        ({"newest": 9}, [10, 20, 30, 40, 50]),
+        ({"newest": 9, "budget": 250}, [40, 50]),
+        ({"newest": 9, "budget": 250, "best": 20}, [20, 50]),
+        ({"newest": 9, "budget": 250, "resumed": 10}, [10, 50]),
+        ({"newest": 9, "budget": 199, "best": 20}, [50]),
+        ({"newest": 9, "budget": 1, "best": 20, "resumed": 10}, [10, 50]),
+        ({"newest": 1, "budget": 1}, [50]),
+    ],
+)
+def test_what_stays(tmp_path: Path, rules: dict[str, int], stay: list[int]) -> None:
+    make(tmp_path, dict.fromkeys((10, 20, 30, 40, 50), 100))
+    assert checkpoint.prune(tmp_path, keep(tmp_path, **rules)) == 100 * len(stay)
+    assert steps(tmp_path) == stay
+
+
+def test_room_is_made_before_the_next_one(tmp_path: Path) -> None:
+    make(tmp_path, dict.fromkeys((10, 20, 30), 100))
+    checkpoint.prune(tmp_path, keep(tmp_path, 9, budget=300), coming=True)
+    assert steps(tmp_path) == [20, 30]
+    checkpoint.prune(tmp_path, keep(tmp_path, 9, budget=10), coming=True)
+    assert steps(tmp_path) == [30], "until the next one is whole, the newest is all there is"
+
+
+@given(
+    sizes=st.dictionaries(st.integers(1, 30), st.integers(0, 50), min_size=1, max_size=8),
+    newest=st.integers(1, 5),
+    budget=st.none() | st.integers(0, 300),
+    best=st.none() | st.integers(1, 30),
+    resumed=st.none() | st.integers(1, 30),
+)
+def test_rules_hold_for_any(
+    tmp_path_factory: Any, sizes: dict[int, int], newest: int, budget: int | None, best: int | None, resumed: int | None
+) -> None:
+    parent = tmp_path_factory.mktemp("any")
+    make(parent, sizes)
+    taken = checkpoint.prune(parent, keep(parent, newest, budget, best, resumed))
+    left = set(steps(parent))
+    fixed = {max(sizes), resumed} & set(sizes)
+    assert taken == sum(sizes[step] for step in left)
+    assert fixed <= left
+    assert left <= set(sorted(sizes)[-newest:]) | fixed | {best}
+    if budget is None:
+        assert left == (set(sorted(sizes)[-newest:]) | fixed | {best}) & set(sizes)
+    elif taken > budget:
+        assert left == fixed
+    # Whatever else went for want of room, the best went after it, and the older before the newer.
+    others = sorted(set(sorted(sizes)[-newest:]) - fixed - {best})
+    assert left & set(others) == set(others[len(others) - len(left & set(others)) :])
+    if best in sizes and best not in left:
+        assert not left & set(others)
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+
+
+def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    module = network()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for step in range(steps):
+        torch.manual_seed(step)
+        module(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return module, optimizer
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Published:
+    return checkpoint.write(tmp_path, 3, *trained(3), {"number": 0.1, "nothing": None})
+
+
+def reference(published: Published) -> CheckpointRef:
+    return CheckpointRef(dir=str(published.dir), manifest_sha256=published.manifest_sha256)
+
+
+def test_what_was_written_is_read_back(published: Published) -> None:
+    module, optimizer = trained(0)
+    assert checkpoint.read(reference(published), module, optimizer) == {"number": 0.1, "nothing": None}
+    expected, of_expected = trained(3)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
+    mine, theirs = optimizer.state_dict()["state"], of_expected.state_dict()["state"]
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[i][name], theirs[i][name]) for i in theirs for name in theirs[i])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["missing", "shorter", "changed"])
+def test_a_harmed_checkpoint_is_refused(published: Published, name: str, harm: str) -> None:
+    path = published.dir / name
+    content = path.read_bytes()
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes(content[:-1] if harm == "shorter" else content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(BrokenCheckpoint, match=r"manifest|missing, or not the file"):
+        checkpoint.read(reference(published), *trained(0))
+
+
+def test_another_models_checkpoint_is_refused(published: Published) -> None:
+    other = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    with pytest.raises(BrokenCheckpoint, match="is of another model"):
+        checkpoint.read(reference(published), other, torch.optim.AdamW(other.parameters()))
+
+
+def test_what_a_dead_run_left_is_cleared(tmp_path: Path) -> None:
+    make(tmp_path, {1: 5})
+    (tmp_path / "step-2.tmp").mkdir()
+    (tmp_path / "notes.txt").touch()
+    checkpoint.prune(tmp_path, keep(tmp_path, 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-1"]
+
+
+def test_a_run_keeps_its_best_within_its_budget(forked: Forked, spec: Spec, tmp_path: Path) -> None:
+    """The rate is such that the text is learned first and forgotten then: the best is neither the newest nor the last."""
+    options = {
+        "max_steps": 12,
+        "save_steps": 2,
+        "eval_steps": 2,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+    }
+    config = spec(save_total_limit=2, **options)
+    plain = forked(Ranks(tmp_path / "plain", config, 1, start=False))
+    losses = {step: loss for step, loss in plain.series("eval_loss").items() if step}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 10, losses
+    assert steps(plain.directory / "checkpoints") == [best, 10, 12]
+
+    size = sum(file.stat().st_size for file in (plain.directory / "checkpoints" / "step-12").iterdir())
+    limit = {"save_total_limit_bytes": max(1 << 20, int(2.5 * size))}
+    assert 2 * size < limit["save_total_limit_bytes"] < 3 * size, "the model has grown: adjust its size"
+    bounded = forked(Ranks(tmp_path / "bounded", config | limit, 1, start=False))
+    assert steps(bounded.directory / "checkpoints") == [best, 12]
+    assert bounded.weights() == plain.weights()
+
+
+def test_the_one_resumed_from_stays(forked: Forked, spec: Spec, tmp_path: Path) -> None:
+    """By hand, in one directory, with the least that may be kept."""
+    config = spec(max_steps=3, save_steps=1, save_total_limit=1, do_eval=False)
+    run = forked(Ranks(tmp_path / "run", config, 1, start=False))
+    assert steps(run.directory / "checkpoints") == [3]
+    again = config | {"max_steps": 6, "save_total_limit_bytes": 1 << 20}
+    run = forked(Ranks(run.directory, again | {"resume_from_checkpoint": run.newest_checkpoint()}, 1, start=False))
+    assert json.loads((run.directory / "config.json").read_text())["resume_from_checkpoint"]["dir"].endswith("step-3")
+    assert steps(run.directory / "checkpoints") == [3, 6]
