@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import ipaddress
@@ -53,6 +54,11 @@ class Server(uvicorn.Server):
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m api")
+    parser.add_argument(
+        "--after", type=int, metavar="FD", help="leave the database alone until this descriptor is closed"
+    )
+    after: int | None = parser.parse_args().after
     try:
         settings = load()
     except BadSettings as error:
@@ -65,6 +71,8 @@ def main() -> int:
         return 2
     app = create_app(settings)
     plane: Plane = app.state.plane
+    if after is not None:
+        os.read(after, 1)
     refusal = _prepare(plane)
     if refusal is not None:
         print(refusal, file=sys.stderr)  # noqa: T201

@@ -84,9 +84,9 @@ class Plane:
         _check_port(self.environment)
         if not self.environment.get("LONGYARD_REDIS_URL"):
             self._add(Part("valkey", "store.embedded", signal.SIGTERM, stop_s=10))
-        if not self._migrate():
+        api = Part("api", "api", signal.SIGKILL, stop_s=15)
+        if not self._migrate(meanwhile=api):
             return None
-        api = self._add(Part("api", "api", signal.SIGKILL, stop_s=15))
         url = self._wait_for_api(api, url_file)
         if url is None:
             return None
@@ -142,10 +142,17 @@ class Plane:
             return False
         return True
 
-    def _migrate(self) -> bool:
+    def _migrate(self, *, meanwhile: Part) -> bool:
+        """`meanwhile` starts too: it leaves the database alone until the migrations have ended, but has much to import before."""
         child = self._spawn("migrations", ["migrations"], signal.SIGKILL)
-        while child.poll() is None and not self.stops:
-            self._sleep(1.0)
+        theirs, ours = os.pipe()
+        try:
+            self._add(meanwhile, after=theirs)
+            while child.poll() is None and not self.stops:
+                self._sleep(1.0)
+        finally:
+            os.close(theirs)
+            os.close(ours)
         if self.stops:
             step.end(child)
             return False
@@ -183,22 +190,32 @@ class Plane:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         step.say(f"{part.name} {how}; starting it again in {delay_s:.1f} s (log: {self._log(part.name)})")
 
-    def _add(self, part: Part) -> Part:
-        self._start(part)
+    def _add(self, part: Part, *, after: int | None = None) -> Part:
+        self._start(part, after=after)
         self.parts.append(part)
         return part
 
-    def _start(self, part: Part) -> None:
-        part.child = self._spawn(part.name, [part.module], part.on_our_death)
+    def _start(self, part: Part, *, after: int | None = None) -> None:
+        part.child = self._spawn(part.name, [part.module], part.on_our_death, after=after)
         part.started, part.restart_at = time.monotonic(), None
 
-    def _spawn(self, name: str, module: list[str], on_our_death: signal.Signals) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, name: str, module: list[str], on_our_death: signal.Signals, *, after: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """`after`: a descriptor that the program is to see closed before it goes to work."""
         # -P, and our own directory first: what the user's directories happen to be called must not shadow our rooms.
         paths = [str(ROOT), *filter(None, [self.environment.get("PYTHONPATH")])]
         environment = {**self.environment, "PYTHONPATH": os.pathsep.join(paths)}
-        argv = [sys.executable, "-P", "-m", *module]
+        argv = [sys.executable, "-P", "-m", *module, *(() if after is None else ("--after", str(after)))]
         with _open_log(self._log(name)) as log:
-            return step.start(argv, cwd=Path.cwd(), env=environment, output=log, on_our_death=on_our_death)
+            return step.start(
+                argv,
+                cwd=Path.cwd(),
+                env=environment,
+                output=log,
+                on_our_death=on_our_death,
+                pass_fds=() if after is None else (after,),
+            )
 
     def _log(self, name: str) -> Path:
         return self.data_dir / "log" / f"{name}.log"

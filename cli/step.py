@@ -67,6 +67,7 @@ def start(
     env: Mapping[str, str],
     output: IO[bytes] | None,
     on_our_death: signal.Signals = signal.SIGTERM,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """A child in its own process group, so that a ^C reaches it through us only; the kernel signals it when we are killed.
 
@@ -74,7 +75,7 @@ def start(
     """
     return subprocess.Popen(
         argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT if output else None,
-        process_group=0, preexec_fn=partial(die_with_parent, os.getpid(), on_our_death),
+        process_group=0, pass_fds=pass_fds, preexec_fn=partial(die_with_parent, os.getpid(), on_our_death),
     )  # fmt: skip
 
 

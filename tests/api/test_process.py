@@ -98,6 +98,24 @@ def test_it_refuses_a_database_without_this_schema(
     assert not (data_dir / "url").exists()
 
 
+def test_it_leaves_the_database_alone_until_it_may(data_dir: Path, eventually: Wait) -> None:
+    """As `up` starts it: while the migrations run, which make the tables."""
+    theirs, ours = os.pipe()
+    environment = os.environ | {"LONGYARD_DATA_DIR": str(data_dir), "LONGYARD_PORT": "0", "LONGYARD_DATABASE_URL": ""}
+    argv = [sys.executable, "-m", "api", "--after", str(theirs)]
+    with subprocess.Popen(argv, env=environment, pass_fds=[theirs], stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        reading = Path(f"/proc/{process.pid}/wchan")
+        eventually(lambda: "pipe_read" in reading.read_text() or process.poll() is not None)
+        assert list(data_dir.iterdir()) == []
+        upgrade(f"sqlite:///{data_dir / 'longyard.db'}")
+        os.close(ours)
+        with up(data_dir, process, eventually) as client:
+            assert client.get("/readyz").json() == {"status": "ok"}
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+
+
 def test_it_refuses_to_be_reached_from_elsewhere_by_any_name(
     data_dir: Path, launch: Callable[..., subprocess.Popen[bytes]], eventually: Wait
 ) -> None:
