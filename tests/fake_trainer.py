@@ -77,6 +77,17 @@ class Run:
             num_bytes -= os.write(1, piece[:num_bytes])
         self.say("\npoured")
 
+    def grind(self, steps: int, bytes_a_step: int) -> None:
+        """Steps of work for the processor, each with so much to say; then how long they took."""
+        import hashlib
+
+        said, material = b"x" * (bytes_a_step - 1) + b"\n", bytes(1 << 22)
+        began = time.perf_counter()
+        for _ in range(steps):
+            hashlib.sha256(material).digest()
+            os.write(1, said)
+        self.say(f"ground for {time.perf_counter() - began} s")
+
     def flood(self, first: int, last: int, num_names: int, names_a_line: int = 100) -> None:
         """Every name's value at every step, as fast as they can be written."""
         for step in range(first, last + 1):

@@ -12,9 +12,18 @@ import pytest
 from tests.faults import checks
 from tests.faults import plane as planes
 from tests.faults.client import TERMINAL
-from tests.faults.plane import FULL, QUICK, Plane, Timings
+from tests.faults.plane import Plane
+from tests.faults.timings import FULL, QUICK, Timings
 
 IS_FULL = os.environ.get("LONGYARD_TEST_FAULTS") == "all"
+LIMIT_S = 7200 if IS_FULL else 400
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """More time than other tests have: whole planes start, and the machine may be busy."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,10 @@ from typing import Any
 
 from tests.faults import checks
 from tests.faults.client import TERMINAL
-from tests.faults.menu import MENU, Missed, Scene, for_database
+from tests.faults.menu import MENU, for_database
 from tests.faults.plane import Operation, Plane
 from tests.faults.programs import lesson
+from tests.faults.scene import Missed, Scene
 
 CONVERGED_S = 600.0
 """Stated for the default timings: the longest way is a lease that runs out twice, and five waits before a retry."""

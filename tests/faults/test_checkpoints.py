@@ -14,7 +14,8 @@ import pytest
 from tests.faults import plane as planes
 from tests.faults import programs
 from tests.faults.conftest import IS_FULL, calm
-from tests.faults.plane import Plane, Timings
+from tests.faults.plane import Plane
+from tests.faults.timings import Timings
 from tests.trainer.conftest import WITH_DROPOUT, Inputs, inputs
 
 __all__ = ["inputs"]
@@ -26,7 +27,7 @@ STEPS = 3 * TIMES + 8
 NUM_THINGS = 22
 """So many things that the interpreter is audited for does a rank in one save."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,9 @@ import pytest
 
 from store import attempts
 from tests.faults import checks, programs, witness
-from tests.faults.plane import NotInTime, Plane, Timings
+from tests.faults.plane import Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import NotInTime, Timings
 from worker.processes import ATTEMPT_VARIABLE
 
 Lie = Callable[[Plane, str], None]

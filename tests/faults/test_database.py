@@ -16,8 +16,9 @@ from store.models import Attempt, LogChunk
 from tests import postgres
 from tests.faults import injections, programs, proxy
 from tests.faults import plane as planes
-from tests.faults.plane import Plane, Timings
+from tests.faults.plane import Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import Timings
 from tests.worker.processes import is_running
 from worker.processes import boottime
 

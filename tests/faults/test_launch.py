@@ -16,8 +16,9 @@ from store.models import Attempt
 from tests.faults import injections, programs
 from tests.faults import plane as planes
 from tests.faults.conftest import calm
-from tests.faults.plane import ROOT, Plane, Timings
+from tests.faults.plane import ROOT, Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import Timings
 
 PARTS = ("api", "worker", "worker.launcher", "tests.fake_trainer")
 ROOMS = ("store", "worker", "trainer", "tests")

@@ -12,8 +12,9 @@ from sqlalchemy import select
 from store.models import Lease
 from tests.faults import injections, programs
 from tests.faults import plane as planes
-from tests.faults.plane import Plane, Timings
+from tests.faults.plane import Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import Timings
 from tests.worker.processes import is_running
 from worker.processes import boottime
 

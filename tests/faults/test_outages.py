@@ -15,8 +15,9 @@ from store.settings import Settings
 from tests.faults import injections, programs, proxy
 from tests.faults import plane as planes
 from tests.faults.conftest import calm
-from tests.faults.plane import Plane, Timings
+from tests.faults.plane import Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import Timings
 
 
 @pytest.fixture(scope="module")

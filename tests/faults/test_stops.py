@@ -16,8 +16,9 @@ from tests.faults import injections, programs
 from tests.faults import plane as planes
 from tests.faults.checks import strays
 from tests.faults.conftest import calm
-from tests.faults.plane import Plane, Timings
+from tests.faults.plane import Plane
 from tests.faults.programs import lesson
+from tests.faults.timings import Timings
 from worker.processes import boottime
 
 
@@ -52,7 +53,8 @@ def test_f20_cancel_of_a_trainer_that_does_not_listen(plane: Plane) -> None:
     assert boottime() - asked_at >= plane.settings.stop_grace_s, "it was killed before its grace was over"
 
 
-def test_f21_a_rank_that_cannot_be_killed(plane: Plane) -> None:
+@pytest.mark.parametrize("ended_by", ["its supervisor", "its host"])
+def test_f21_a_rank_that_cannot_be_killed(plane: Plane, ended_by: str) -> None:
     """Its device is out of use and shown so, the job ends, and what comes next runs elsewhere."""
     job_id = plane.submit([{"do": "ignore_stop"}, {"do": "say", "text": "up"}, {"do": "hang"}])
     programs.until_said(plane, job_id, "up")
@@ -61,6 +63,8 @@ def test_f21_a_rank_that_cannot_be_killed(plane: Plane) -> None:
     plane.switch("immortal", str(rank))
     try:
         plane.client.ask(job_id, "cancel")
+        if ended_by == "its host":
+            injections.kill_supervisor(plane, job_id)
         job = programs.until_ended(plane, job_id, stated_s=70)
         assert job["status"] == "cancelled"
         assert _state(plane, device) == "quarantined"
