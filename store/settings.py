@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     trainer_module: str = Field(
         default="trainer", pattern=r"^[A-Za-z_][\w.]*$", description="python -m <this> is a rank"
     )
+    cgroups: bool = Field(default=True, description="a control group for each attempt, where the kernel lets us")
     log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
 
     heartbeat_s: float = Field(default=5.0, gt=0)

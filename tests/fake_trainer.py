@@ -243,6 +243,14 @@ class Run:
                 signal.pause()
         print(f"loader {pid}", flush=True)
 
+    def hide(self) -> None:
+        """A program with an empty environment in a session of its own; its pid goes into the log."""
+        import subprocess
+
+        code = "import os, time; os.setsid(); time.sleep(600)"
+        hidden = subprocess.Popen([sys.executable, "-c", code], env={})
+        print(f"hidden {hidden.pid}", flush=True)
+
     def wait_for(self, path: str) -> None:
         """Until the test makes the file, or a stop is asked for."""
         while not Path(path).exists():

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from store.states import ExitReason, Intent
-from worker import processes, ranks
+from worker import ranks
+from worker.oom import OomWatch
 from worker.ranks import Rank, Ranks
 from worker.tail import clean, size
 
@@ -41,6 +42,9 @@ BY_ERROR_KIND: Final = {
     "lost_peer": ExitReason.INFRA,
     "exception": ExitReason.USER_ERROR,
 }
+
+LOADER_KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([\w ]+)")
+MEMORY_RAN_OUT: Final = "the kernel ended it because memory ran out; use smaller batches or fewer devices a host"
 
 BY_TEXT: Final = (
     (re.compile(r"out of memory|EL0004|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE), ExitReason.OUT_OF_MEMORY),
@@ -93,7 +97,7 @@ def judge(attempt: Ranks, run_dir: Path, *, stop: StopAsked | None) -> Verdict:
         return stop.verdict
     if failure is None:
         failure = next(rank for rank in attempt.members if rank.exit_code != 0)
-    return _of_rank(failure, run_dir, oom_killed=processes.out_of_memory_kills() > attempt.oom_kills_before)
+    return _of_rank(failure, run_dir, attempt.oom)
 
 
 def from_files(run_dir: Path, *, num_ranks: int, otherwise: Verdict) -> Verdict:
@@ -142,26 +146,34 @@ def _ended(rank: Rank) -> float:
     return rank.ended_at
 
 
-def _of_rank(rank: Rank, run_dir: Path, *, oom_killed: bool) -> Verdict:
+def _of_rank(rank: Rank, run_dir: Path, oom: OomWatch) -> Verdict:
     code = rank.exit_code
     assert code is not None
     if code < 0:
-        return _of_signal(rank, -code, oom_killed=oom_killed)
+        return _of_signal(rank, -code, oom)
     if code == STOPPED:
         return _verdict(rank.number, ExitReason.INFRA, "somebody outside told it to stop", verb="stopped")
     error = _error_of(run_dir, rank.number)
     last_line = _last_line(run_dir / f"r{rank.number}.log")
     words = _words(error) if error else last_line or f"it ended with exit code {code} and said nothing"
+    if match := LOADER_KILLED.search(words):
+        return _of_loader(rank, int(match[1]), match[2], oom)
     reason = BY_EXIT_CODE.get(code) or (_reason_by_error(error) if error else _reason_by_text(words))
     return _verdict(rank.number, reason, words)
 
 
-def _of_signal(rank: Rank, number: int, *, oom_killed: bool) -> Verdict:
+def _of_signal(rank: Rank, number: int, oom: OomWatch) -> Verdict:
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-    if number == signal.SIGKILL and oom_killed:
-        words = f"{name}: the kernel ended it because memory ran out; use smaller batches or fewer devices a host"
-        return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, words, verb="was killed by")
+    if number == signal.SIGKILL and oom.has_killed([rank.pid]):
+        return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, f"{name}: {MEMORY_RAN_OUT}", verb="was killed by")
     return _verdict(rank.number, ExitReason.INFRA, name, verb="was killed by")
+
+
+def _of_loader(rank: Rank, pid: int, name: str, oom: OomWatch) -> Verdict:
+    """A rank whose loader worker was killed ends with an exception, though nothing in it or its data was wrong."""
+    if name == "Killed" and oom.has_killed([pid]):
+        return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, f"its loader worker was killed: {MEMORY_RAN_OUT}")
+    return _verdict(rank.number, ExitReason.INFRA, f"its loader worker was killed ({name})")
 
 
 def _verdict(rank: int, reason: ExitReason, words: str, *, verb: str = "failed") -> Verdict:

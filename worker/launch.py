@@ -21,6 +21,7 @@ from store.notify import Notifier
 from store.settings import Settings
 from worker import cause, fence, preparation, processes, ranks
 from worker.cause import Verdict
+from worker.cgroup import Cgroup
 from worker.ledger import Ledger
 from worker.preparation import Refused
 from worker.ranks import Ranks
@@ -224,6 +225,7 @@ class Opening:
             device_type="cpu" if self._launch.simulated else self._launch.device_type,
             cpu_threads=self._launch.cpu_threads,
             allow_network=self._settings.allow_network,
+            cgroup=Cgroup.make(self._launch.attempt_id, self._run_dir) if self._settings.cgroups else None,
         )
 
     def _patiently(self, step: Callable[[], T], *, since: float) -> T:

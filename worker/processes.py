@@ -116,28 +116,6 @@ def standing(pid: int) -> str:
     return state if waits_for in ("", "0") else f"{state}, in {waits_for}"
 
 
-def out_of_memory_kills() -> int:
-    """How often the kernel has killed for want of memory, in this process's cgroup where it can be seen, else on the machine."""
-    for path, key in (*_memory_events(), (Path("/proc/vmstat"), "oom_kill")):
-        try:
-            for line in path.read_text("ascii").splitlines():
-                name, _, value = line.partition(" ")
-                if name == key:
-                    return int(value)
-        except (OSError, ValueError):
-            continue
-    return 0
-
-
-def _memory_events() -> Iterator[tuple[Path, str]]:
-    for line in Path("/proc/self/cgroup").read_text("utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            yield Path("/sys/fs/cgroup") / path.lstrip("/") / "memory.events", "oom_kill"
-        elif controllers == "memory":
-            yield Path("/sys/fs/cgroup/memory") / path.lstrip("/") / "memory.oom_control", "oom_kill"
-
-
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 

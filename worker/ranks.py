@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from worker import processes
+from worker.cgroup import Cgroup
+from worker.oom import OomWatch
 
 EXEC_FAILED: Final = 127
 OWN_PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
@@ -49,7 +51,8 @@ class Ranks:
 
     members: list[Rank]
     any_left: bool = True
-    oom_kills_before: int = field(default_factory=processes.out_of_memory_kills)
+    cgroup: Cgroup | None = None
+    oom: OomWatch = field(default_factory=lambda: OomWatch(None))
 
     @property
     def running(self) -> list[Rank]:
@@ -65,6 +68,8 @@ class Ranks:
     def collect(self) -> None:
         """Take note of what has ended. To be called on every SIGCHLD."""
         ended, self.any_left = processes.reap()
+        if not self.any_left and self.cgroup is not None:
+            self.any_left = self.cgroup.is_populated
         now = processes.boottime()
         by_pid = {rank.pid: rank for rank in self.members}
         for pid, exit_code in ended:
@@ -77,14 +82,25 @@ class Ranks:
 
     def kill(self) -> None:
         """SIGKILL to every process of the attempt, once. New ones may have been forked meanwhile: call it until `any_left` is False."""
+        if self.cgroup is not None:
+            self._note_told([rank.pid for rank in self.running])
+            self.cgroup.kill()
         self._signal(processes.descendants(os.getpid()), signal.SIGKILL)
 
+    def leave(self) -> None:
+        """Nothing of them is left, or nothing that can be ended."""
+        if self.cgroup is not None:
+            self.cgroup.remove()
+
     def _signal(self, pids: list[int], signum: signal.Signals) -> None:
+        self._note_told(pids)
+        processes.send(pids, signum)
+
+    def _note_told(self, pids: list[int]) -> None:
         now = processes.boottime()
         for rank in self.running:
             if rank.pid in pids and rank.told_at is None:
                 rank.told_at = now
-        processes.send(pids, signum)
 
 
 def start(
@@ -96,6 +112,7 @@ def start(
     device_type: str,
     cpu_threads: int,
     allow_network: bool,
+    cgroup: Cgroup | None,
 ) -> Ranks:
     """Start one rank a device, reading `run_dir`/config.json. The command line is constant: nothing a user gave is on it."""
     argv = [sys.executable, "-P", "-m", module, "--config", str(run_dir / "config.json")]
@@ -107,12 +124,12 @@ def start(
         cpu_threads=cpu_threads,
         allow_network=allow_network,
     )
-    before = processes.out_of_memory_kills()
+    oom = OomWatch(cgroup)
     members: list[Rank] = []
     for number in range(len(devices)):
         variables = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
-        members.append(Rank(number, _spawn(argv, variables, run_dir / f"r{number}.log")))
-    return Ranks(members, oom_kills_before=before)
+        members.append(Rank(number, _spawn(argv, variables, run_dir / f"r{number}.log", cgroup)))
+    return Ranks(members, cgroup=cgroup, oom=oom)
 
 
 def environment(
@@ -164,10 +181,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _spawn(argv: list[str], variables: dict[str, str], log: Path) -> int:
+def _spawn(argv: list[str], variables: dict[str, str], log: Path, cgroup: Cgroup | None) -> int:
     """Fork and exec from a process with one thread: between the two nothing can be locked."""
     parent_pid = os.getpid()
-    pid = os.fork()
+    pid = os.fork() if cgroup is None else cgroup.fork()
     if pid == 0:
         try:
             _become(argv, variables, log, parent_pid)

@@ -21,6 +21,7 @@ from store.settings import Settings
 from store.states import AttemptStatus, DeviceState, ExitReason, Intent
 from worker import cause, processes, runlock
 from worker.cause import Verdict
+from worker.cgroup import Cgroup
 from worker.ledger import Ledger
 from worker.runlock import RunLock
 
@@ -58,11 +59,15 @@ class Recovery:
         lock = self._take_lock()
         if lock is None:
             return not self._kill_supervisor
+        cgroup = Cgroup.of_run(self._attempt.id, self._run_dir)
         strays = processes.of_attempt(self._attempt.id)
-        if strays and not self._is_given_up(strays, processes.boottime()):
+        is_left = bool(strays) or (cgroup is not None and cgroup.is_populated)
+        if is_left and not self._is_given_up(strays, cgroup, processes.boottime()):
             return False
+        if cgroup is not None:
+            cgroup.remove()
         try:
-            self._finish(is_stuck=bool(strays))
+            self._finish(is_stuck=is_left)
         except LeaseLost:
             log.info("attempt %s was closed by somebody else", self._attempt.id)
         self.leave()
@@ -74,12 +79,12 @@ class Recovery:
             self._lock.release()
             self._lock = None
 
-    def _is_given_up(self, strays: list[int], now: float) -> bool:
+    def _is_given_up(self, strays: list[int], cgroup: Cgroup | None, now: float) -> bool:
         """End them, with the time that ranks need which are saving: they got SIGTERM when their supervisor died."""
         grace_s = self._settings.stop_grace_s if self._kill_supervisor else self._settings.sibling_grace_s
         if not self._is_closed and now - self._since < grace_s:
             return False
-        processes.send(strays, signal.SIGKILL)
+        _kill(strays, cgroup)
         if self._killed_at is None:
             self._killed_at = now
         return now - self._killed_at >= self._settings.quarantine_s
@@ -139,9 +144,13 @@ def look_again(settings: Settings, database: Database, notifier: Notifier, attem
     with RunLock(settings.run_dir(attempt.job_id, attempt.number)) as lock:
         if not lock.is_held:
             return False
-        if strays := processes.of_attempt(attempt.id):
-            processes.send(strays, signal.SIGKILL)
+        cgroup = Cgroup.of_run(attempt.id, settings.run_dir(attempt.job_id, attempt.number))
+        strays = processes.of_attempt(attempt.id)
+        if strays or (cgroup is not None and cgroup.is_populated):
+            _kill(strays, cgroup)
             return False
+        if cgroup is not None:
+            cgroup.remove()
         with database.write() as session:
             job = jobs.touch(session, attempt.job_id)
             hosts.free(session, attempt.id)
@@ -168,3 +177,9 @@ def _known(session: Session, attempt_ids: Sequence[str]) -> list[Attempt]:
         with suppress(NotFound):
             found.append(attempts.get(session, attempt_id))
     return found
+
+
+def _kill(strays: list[int], cgroup: Cgroup | None) -> None:
+    if cgroup is not None:
+        cgroup.kill()
+    processes.send(strays, signal.SIGKILL)

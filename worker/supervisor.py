@@ -63,7 +63,9 @@ class Supervisor:
         self._take_signals()
         self._scribe.start()
         is_clean = self._keep_ranks()
-        self._scribe.finish(self._judge(), is_clean=is_clean)
+        verdict = self._judge()
+        self._ranks.leave()
+        self._scribe.finish(verdict, is_clean=is_clean)
         return not self._scribe.is_lost
 
     def _take_signals(self) -> None:

@@ -26,7 +26,8 @@ from store.models import Attempt, Event, Job
 from store.settings import Settings
 from store.states import TERMINAL_JOB, DeviceState, HostStatus, JobStatus
 from tests.worker.processes import is_running
-from worker import processes, runlock
+from worker import cgroup, processes, runlock
+from worker.cgroup import Cgroup
 
 Operation = dict[str, Any]
 
@@ -236,6 +237,8 @@ class Plane:
         for worker in self.workers:
             worker.wait()
         self.eventually(lambda: not any(is_running(pid) for pid in known))
+        for path in self.settings.jobs_dir.glob(f"*/a*/{cgroup.FILE}"):
+            Cgroup(Path(path.read_text())).remove()
         self.database.dispose()
 
     def _is_online(self) -> bool:

@@ -10,14 +10,14 @@ import pytest
 from store.states import ExitReason, Intent
 from worker import cause
 from worker.cause import StopAsked, Verdict
+from worker.cgroup import Cgroup
+from worker.oom import OomWatch
 from worker.ranks import Rank, Ranks
-
-BIG = 1 << 62
 
 
 def ranks(*ends: tuple[int, float], told_at: float | None = None) -> Ranks:
     members = [Rank(number, 100 + number, code, at, told_at) for number, (code, at) in enumerate(ends)]
-    return Ranks(members, any_left=False, oom_kills_before=BIG)
+    return Ranks(members, any_left=False)
 
 
 def log(run_dir: Path, rank: int, text: str) -> None:
@@ -81,12 +81,42 @@ def test_told_from_outside_to_stop(tmp_path: Path) -> None:
     assert (verdict.reason, verdict.message) == (ExitReason.INFRA, "rank 0 stopped: somebody outside told it to stop")
 
 
-def test_memory_that_the_kernel_took(tmp_path: Path) -> None:
-    attempt = ranks((-9, 1.0))
-    attempt.oom_kills_before = -1
+LOADER = "RuntimeError: DataLoader worker (pid 4711) is killed by signal: Killed. "
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "kills", "reason", "words"),
+    [
+        (
+            -9,
+            "",
+            1,
+            ExitReason.OUT_OF_MEMORY,
+            "rank 0 was killed by SIGKILL: the kernel ended it because memory ran out",
+        ),
+        (-9, "", 0, ExitReason.INFRA, "rank 0 was killed by SIGKILL"),
+        (-11, "", 1, ExitReason.INFRA, "rank 0 was killed by SIGSEGV"),
+        (1, LOADER, 1, ExitReason.OUT_OF_MEMORY, "rank 0 failed: its loader worker was killed: the kernel ended it"),
+        (1, LOADER, 0, ExitReason.INFRA, "rank 0 failed: its loader worker was killed (Killed)"),
+        (
+            1,
+            LOADER.replace("Killed", "Bus error"),
+            1,
+            ExitReason.INFRA,
+            "rank 0 failed: its loader worker was killed (Bus",
+        ),
+    ],
+)
+def test_who_was_killed_and_whether_memory_ran_out(
+    tmp_path: Path, code: int, text: str, kills: int, reason: ExitReason, words: str
+) -> None:
+    (tmp_path / "memory.events").write_text(f"low 0\nhigh 0\nmax 7\noom {kills}\noom_kill {kills}\noom_group_kill 0\n")
+    log(tmp_path, 0, text)
+    attempt = ranks((code, 1.0))
+    attempt.oom = OomWatch(Cgroup(tmp_path))
     verdict = cause.judge(attempt, tmp_path, stop=None)
-    assert verdict.reason is ExitReason.OUT_OF_MEMORY
-    assert (verdict.message or "").startswith("rank 0 was killed by SIGKILL: the kernel")
+    assert verdict.reason is reason
+    assert (verdict.message or "").startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Control groups: read from a tree that a test has written, and used for real where this machine lets us make one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.worker.processes import is_running
+from worker import cgroup, oom, processes
+from worker.cgroup import Cgroup
+from worker.oom import OomWatch
+
+if TYPE_CHECKING:
+    from tests.worker.conftest import Plane
+
+MOUNTINFO = r"""22 1 0:21 / /sys rw,nosuid - sysfs sysfs rw
+31 22 0:27 / /sys/fs/cgroup ro,nosuid shared:9 - tmpfs tmpfs ro,mode=755
+40 31 0:36 / /sys/fs/cgroup/memory rw shared:10 - cgroup cgroup rw,memory
+41 31 0:38 /docker/abc /sys/fs/cgroup/uni\040fied rw,relatime - cgroup2 cgroup2 rw
+"""
+
+
+def test_where_this_process_is(tmp_path: Path) -> None:
+    assert cgroup.path_of("12:memory:/a\n1:name=systemd:/b\n0::/docker/abc/work\n") == "/docker/abc/work"
+    assert cgroup.path_of("12:memory:/a\n") is None
+    assert cgroup.mounts_of(MOUNTINFO) == [("/docker/abc", Path("/sys/fs/cgroup/uni fied"))]
+
+
+@pytest.mark.parametrize(
+    ("events", "populated"),
+    [("populated 1\nfrozen 0\n", True), ("populated 0\nfrozen 0\n", False), ("", False)],
+)
+def test_who_lives_in_it(tmp_path: Path, events: str, populated: bool) -> None:
+    (tmp_path / "cgroup.events").write_text(events)
+    assert Cgroup(tmp_path).is_populated is populated
+    assert Cgroup(tmp_path / "gone").is_populated is False
+
+
+@pytest.mark.parametrize(
+    "text", ["", "/etc", "/sys/fs/cgroup/longyard-other", "/tmp/longyard-mine", "\0", "/sys/fs/cgroup/../longyard-mine"]
+)
+def test_a_run_directory_cannot_name_another_group(tmp_path: Path, text: str) -> None:
+    (tmp_path / cgroup.FILE).write_text(text)
+    assert Cgroup.of_run("mine", tmp_path) is None
+    assert Cgroup.of_run("mine", tmp_path / "none") is None
+
+
+def test_the_kernels_log_names_who_was_killed(tmp_path: Path) -> None:
+    """The log is a file here: what was in it before counts for nothing."""
+    log = tmp_path / "kmsg"
+    log.write_text("6,1,1,-;Out of memory: Killed process 11 (python) total-vm:1kB\n")
+    watch = OomWatch(None, kernel_log=str(log))
+    if os.readlink("/proc/self/ns/pid") != "pid:[4026531836]":
+        pytest.skip("the kernel's log has other pids than those that are seen in this pid namespace")
+    with log.open("a") as file:
+        file.write("6,2,2,-;Memory cgroup out of memory: Killed process 12 (python) total-vm:1kB\n")
+    assert not watch.has_killed([11, 13])
+    assert watch.has_killed([12, 13])
+    assert watch.has_killed([12]), "what was read is remembered"
+    watch.close()
+
+
+def test_without_a_better_witness_a_counter_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = [4]
+    monkeypatch.setattr(oom, "kills_here", lambda: counted[0])
+    watch = OomWatch(None, kernel_log="/nowhere")
+    assert not watch.has_killed([1])
+    counted[0] = 5
+    assert watch.has_killed([1])
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Cgroup]:
+    made = Cgroup.make("a-test", tmp_path)
+    if made is None:
+        pytest.skip("no control group can be made here: no version 2 hierarchy that this user may write to")
+    yield made
+    made.kill()
+    _until_empty(made)
+    made.remove()
+
+
+def _until_empty(group: Cgroup) -> None:
+    end = processes.boottime() + 30
+    while group.is_populated:
+        processes.reap()
+        assert processes.boottime() < end
+
+
+def _sleep_in(group: Cgroup) -> int:
+    pid = group.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            os.execve(sys.executable, [sys.executable, "-c", "import time; time.sleep(600)"], {})
+        finally:
+            os._exit(1)
+    return pid
+
+
+def test_a_child_is_born_in_it_and_cannot_hide_from_it(group: Cgroup, tmp_path: Path) -> None:
+    assert not group.is_populated
+    pid = _sleep_in(group)
+    assert str(pid) in (group.directory / "cgroup.procs").read_text().split()
+    assert group.is_populated
+    again = Cgroup.of_run("a-test", tmp_path)
+    assert again is not None
+    again.kill()
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert not group.is_populated
+    group.remove()
+    assert not group.directory.exists()
+    assert Cgroup.of_run("a-test", tmp_path) is None
+
+
+def test_where_the_system_call_is_forbidden_the_child_moves(group: Cgroup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_descriptor: int) -> int:
+        raise OSError
+
+    monkeypatch.setattr(cgroup, "_clone_into", forbidden)
+    pid = group.fork()
+    if pid == 0:
+        signal.pause()
+    end = processes.boottime() + 30
+    while str(pid) not in (group.directory / "cgroup.procs").read_text().split():
+        assert processes.boottime() < end
+    group.kill()
+    os.waitpid(pid, 0)
+
+
+def test_a_stray_without_its_environment_is_found_after_its_supervisors_death(plane: Plane, group: Cgroup) -> None:
+    """What no sweep by environment can find: a program that was started with an empty one, in a session of its own."""
+    plane.start()
+    job_id = plane.submit([{"do": "hide"}, {"do": "say", "text": "hidden"}, {"do": "hang"}])
+    plane.until_log(job_id, b"hidden")
+    hidden = int(plane.log(job_id).split()[1])
+    attempt = plane.attempt(job_id)
+    assert hidden not in processes.of_attempt(attempt.id)
+    directory = Path((plane.run_dir(job_id) / cgroup.FILE).read_text())
+    assert str(hidden) in (directory / "cgroup.procs").read_text().split()
+    processes.send([plane.supervisor(job_id)], signal.SIGKILL)
+    plane.eventually(lambda: "attempt_closed" in plane.kinds(job_id))
+    assert not is_running(hidden)
+    assert not directory.exists()
+    plane.assert_clean(job_id)
+
+
+def test_an_attempt_leaves_no_group_behind(host: Plane, group: Cgroup) -> None:
+    job_id = host.submit([{"do": "fork_loader"}, {"do": "succeed"}], num_devices=2)
+    host.until_ended(job_id)
+    directory = Path((host.run_dir(job_id) / cgroup.FILE).read_text())
+    assert directory.name.startswith(cgroup.PREFIX)
+    assert not directory.exists()
