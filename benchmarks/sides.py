@@ -34,7 +34,8 @@ def config(layers: int, **options: Any) -> LongformerConfig:
 def models(layers: int, device_type: str = "cpu", **options: Any) -> tuple[Any, MaskedLanguageModel]:
     """Stock's and ours, with the same weights, in training mode."""
     seed_all(7)
-    stock: Any = LongformerForMaskedLM(config(layers, **options)).train().to(device_type)
+    stock: Any = LongformerForMaskedLM(config(layers, **options))
+    stock.train().to(device_type)
     ours = MaskedLanguageModel(copy.deepcopy(stock), device_type, packing=False).train()
     return stock, ours
 

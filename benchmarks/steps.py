@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def losses_apart(stock: Any, ours: MaskedLanguageModel, batch: Batch) -> float:
 
 def _report_line(step_s: float) -> Line:
     """A report and a sign of life after every step, which is more than any preset asks for."""
-    values = dict.fromkeys(("loss", "step_time", "data_time", "samples_per_second", "tokens_per_second"), 1.2345)
-    values |= dict.fromkeys(("masked_rate", "learning_rate", "grad_norm", "epoch", "memory_bytes"), 1.2345)
+    names = "loss step_time data_time samples_per_second tokens_per_second masked_rate learning_rate grad_norm epoch memory_bytes"
+    values: dict[str, float] = dict.fromkeys(names.split(), 1.2345)
     with tempfile.TemporaryDirectory() as directory:
         # Not the first rank's terminal, but its files.
         with Reporter(Path(directory), Place(0, 0, 1)) as reporter, open("/dev/null", "w", encoding="utf-8") as nowhere:
@@ -82,8 +83,6 @@ def _report_line(step_s: float) -> Line:
 
 
 def _reporting_s(reporter: Reporter, values: dict[str, float], nowhere: Any) -> float:
-    from contextlib import redirect_stdout
-
     with redirect_stdout(nowhere):
         began = time.perf_counter()
         for step in range(1, _REPORTS + 1):

@@ -156,7 +156,7 @@ def test_what_a_dead_run_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_best_within_its_budget(forked: Forked, spec: Spec, tmp_path: Path) -> None:
-    """The rate is such that the text is learned first and forgotten then: the best is neither the newest nor the last."""
+    """At such a rate the loss goes up and down: with one seed or another the best is not among the newest."""
     options = {
         "max_steps": 12,
         "save_steps": 2,
@@ -164,18 +164,23 @@ def test_a_run_keeps_its_best_within_its_budget(forked: Forked, spec: Spec, tmp_
         "learning_rate": 0.05,
         "lr_scheduler_type": "constant",
     }
-    config = spec(save_total_limit=2, **options)
-    plain = forked(Ranks(tmp_path / "plain", config, 1, start=False))
-    losses = {step: loss for step, loss in plain.series("eval_loss").items() if step}
-    best = min(losses, key=lambda step: losses[step])
-    assert best < 10, losses
-    assert steps(plain.directory / "checkpoints") == [best, 10, 12]
+    for seed in range(12):
+        config = spec(save_total_limit=3, seed=seed, **options)
+        plain = forked(Ranks(tmp_path / f"plain{seed}", config, 1, start=False))
+        losses = {step: loss for step, loss in plain.series("eval_loss").items() if step}
+        best = min(losses, key=lambda step: losses[step])
+        if best < 8:
+            break
+    else:
+        pytest.fail("the best was always among the newest")
+    assert steps(plain.directory / "checkpoints") == [best, 8, 10, 12]
 
     size = sum(file.stat().st_size for file in (plain.directory / "checkpoints" / "step-12").iterdir())
-    limit = {"save_total_limit_bytes": max(1 << 20, int(2.5 * size))}
-    assert 2 * size < limit["save_total_limit_bytes"] < 3 * size, "the model has grown: adjust its size"
+    # Room for three at any moment, the one that is being written among them.
+    limit = {"save_total_limit_bytes": max(1 << 20, int(3.5 * size))}
+    assert 3 * size < limit["save_total_limit_bytes"] < 4 * size, "the model has grown: adjust its size"
     bounded = forked(Ranks(tmp_path / "bounded", config | limit, 1, start=False))
-    assert steps(bounded.directory / "checkpoints") == [best, 12]
+    assert steps(bounded.directory / "checkpoints") == [best, 10, 12]
     assert bounded.weights() == plain.weights()
 
 
