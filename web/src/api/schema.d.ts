@@ -1227,7 +1227,7 @@ export interface components {
             save_total_limit?: number;
             /**
              * Save Total Limit Bytes
-             * @description Disk that checkpoints may take together; the oldest go first, the newest never.
+             * @description Disk that checkpoints may take together at any moment. The oldest go first, the best last.
              */
             save_total_limit_bytes?: number | null;
             /**
