@@ -14,7 +14,6 @@ from benchmarks.table import Line, median
 from trainer import attention
 from trainer.data import Batch
 from trainer.device import Device
-from trainer.model import MaskedLanguageModel
 from trainer.place import Place
 
 _SIZES: Final = ((8, 512, 3), (4, 4096, 6))
@@ -24,16 +23,13 @@ _WARM_TURNS: Final = 3
 def gpu_lines(effort: Effort) -> list[Line]:
     if not torch.cuda.is_available():
         return [Line(_name(rows, length), None, "tokens/s", why="no GPU here") for rows, length, _ in _SIZES]
-    stock, ours = sides.models(effort.layers, "cuda")
-    return [
-        line
-        for rows, length, wanted in _SIZES
-        for line in _lines(stock, ours, sides.batch(rows, length), wanted, effort)
-    ]
+    return [line for rows, length, wanted in _SIZES for line in _lines(sides.batch(rows, length), wanted, effort)]
 
 
-def _lines(stock: Any, ours: MaskedLanguageModel, batch: Batch, wanted: int, effort: Effort) -> list[Line]:
+def _lines(batch: Batch, wanted: int, effort: Effort) -> list[Line]:
     rows, length = batch.input_ids_BL.shape
+    # Compared before they have trained, which gives each weights of its own.
+    stock, ours = sides.models(effort.layers, "cuda")
     batch = batch.to(Device("cuda", torch.device("cuda"), Place(0, 0, 1)))
     choices = list(attention.candidates("cuda"))
     acts = {"stock": _turn(stock, lambda: sides.stock_loss(stock, batch))}

@@ -29,9 +29,13 @@ def step_lines(effort: Effort) -> list[Line]:
     has_bf16 = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
     lines: list[Line] = []
     shortest_s = float("inf")
-    for rows, length, wanted, wanted_bf16 in ((1, effort.long, 3, 5), (2, 512, 1.7, 3)):
-        batch, size = sides.batch(rows, length), f"{rows}×{length}"
-        proof = must_agree("step", losses_apart(stock, ours, batch), 1e-4)
+    cases = [
+        (sides.batch(rows, length), *wanted) for rows, length, *wanted in ((1, effort.long, 3, 5), (2, 512, 1.7, 3))
+    ]
+    # Before the first step: from then on the two have weights of their own.
+    proofs = [must_agree("step", losses_apart(stock, ours, batch), 1e-4) for batch, *_ in cases]
+    for (batch, wanted, wanted_bf16), proof in zip(cases, proofs, strict=True):
+        size = "×".join(map(str, batch.input_ids_BL.shape))
         acts = {
             "stock": lambda batch=batch: steps["stock"](lambda: sides.stock_loss(stock, batch)),
             "ours": lambda batch=batch: steps["ours"](lambda: sides.our_loss(ours, batch)),

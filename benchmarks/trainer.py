@@ -50,14 +50,26 @@ def main(argv: Sequence[str]) -> int:
     facts = _facts(effort)
     # Taken before the work, whose own load it would be afterwards.
     surroundings = machine()
-    chosen = [part for name, part in PARTS.items() if not arguments.only or name in arguments.only]
-    lines = [line for part in tqdm(chosen, desc="measuring", disable=not sys.stderr.isatty()) for line in part(effort)]
+    chosen = [name for name in PARTS if not arguments.only or name in arguments.only]
+    lines = [
+        line
+        for name in tqdm(chosen, desc="measuring", disable=not sys.stderr.isatty())
+        for line in _measure(name, effort)
+    ]
     show(lines, title=TITLE, facts=facts | {"load average when it began": surroundings["load average"]})
     if arguments.json:
         write_json(lines, arguments.json)
     if arguments.picture:
         picture.draw(lines, arguments.picture, title=TITLE, facts=surroundings | facts)
-    return 0
+    return 1 if any(line.name in chosen for line in lines) else 0
+
+
+def _measure(part: str, effort: Effort) -> list[Line]:
+    """A part whose two sides do not compute the same has no figures, and does not take those of the others with it."""
+    try:
+        return PARTS[part](effort)
+    except RuntimeError as error:
+        return [Line(part, None, "", why=str(error))]
 
 
 def _facts(effort: Effort) -> dict[str, str]:
