@@ -38,10 +38,10 @@ _NEXT: Final[Mapping[ExitReason, str]] = {
 _NEXT_OTHERWISE: Final = "look at the log and submit it again"
 
 
-def of_job(job: models.Job, attempt: models.Attempt | None, *, no_hosts: bool) -> str | None:
-    """`attempt` is its newest; `no_hosts` says that no host has ever registered."""
+def of_job(job: models.Job, attempt: models.Attempt | None, *, waits_for: str) -> str | None:
+    """`attempt` is its newest; `waits_for` comes from `of_wait`, for a queued one."""
     if job.status is JobStatus.QUEUED:
-        return _of_queued(job, attempt, no_hosts=no_hosts)
+        return _of_queued(job, attempt, waits_for)
     if job.status is JobStatus.RUNNING and attempt is not None:
         return _of_running(job, attempt)
     if job.status is JobStatus.SUCCEEDED:
@@ -56,6 +56,13 @@ def of_unplanned(*, no_hosts: bool) -> str:
     return "no host is registered yet: start a worker" if no_hosts else "waiting to be placed"
 
 
+def of_wait(reason: str, position: int | None) -> str:
+    """What the planner said, and how many it looks at before: its sentences do not change when only that does."""
+    if position is None or position < 2:
+        return reason
+    return f"{reason}; {position - 1:,} job{'s' if position > 2 else ''} ahead"
+
+
 def places(host: str, devices: Sequence[int]) -> str:
     """`npu-07, cards 0–3`."""
     runs: list[list[int]] = []
@@ -68,10 +75,9 @@ def places(host: str, devices: Sequence[int]) -> str:
     return f"{host}, card{'s' if len(devices) != 1 else ''} {named}"
 
 
-def _of_queued(job: models.Job, attempt: models.Attempt | None, *, no_hosts: bool) -> str:
-    waiting = job.wait_reason or of_unplanned(no_hosts=no_hosts)
+def _of_queued(job: models.Job, attempt: models.Attempt | None, waits_for: str) -> str:
     if attempt is None or attempt.finished_at is None or job.retry_delay_s <= 0:
-        return f"waiting: {waiting}" if job.wait_reason else waiting
+        return f"waiting: {waits_for}" if job.wait_reason else waits_for
     left_s = (attempt.finished_at + timedelta(seconds=job.retry_delay_s) - now()).total_seconds()
     what = attempt.message or (attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "it ended")
     when = f"in {left_s:.0f} s" if left_s >= 1 else "as soon as there is room"

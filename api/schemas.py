@@ -62,7 +62,9 @@ class JobSpec(_In):
     num_devices: int | None = Field(
         None, ge=1, le=MAX_DEVICES, description="Devices, all on one host; the preset's by default."
     )
-    device_type: DeviceType | None = Field(None, description="The preset's by default.")
+    device_type: Literal["npu", "cuda", "cpu", "any"] | None = Field(
+        None, description="The preset's by default; any: an accelerator where one is free, else CPU slots."
+    )
     priority: int = Field(0, ge=-1000, le=1000, description="Greater goes first.")
     time_limit_s: float | None = Field(
         None,
@@ -177,9 +179,17 @@ class Spec(_Out):
     labels: dict[str, str]
 
 
+class Placement(_Out):
+    host: str
+    devices: list[int]
+
+
 class DryRun(_Out):
+    """Either `placement`, where it would start at once, or `wait`."""
+
     spec: Spec
-    wait_reason: str | None
+    placement: Placement | None
+    wait: Wait | None
     steps: int | None
 
 

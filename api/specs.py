@@ -12,13 +12,12 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api import errors, fields, schemas
-from store import jobs, placement, roots
+from store import placement, queue, roots, usage
 from store.errors import PathRefused
 from store.hosts import HostView
 from store.jobs import NewJob
-from store.placement import QueuedJob
+from store.placement import ANY, Placement, Wait
 from store.settings import Settings
-from store.states import HostStatus
 from trainer import config, presets
 from trainer.config import TrainConfig
 
@@ -65,14 +64,18 @@ def check(spec: NewJob, train: TrainConfig, *, known_hosts: Sequence[HostView], 
         raise errors.blame("invalid_spec", found)
 
 
-def wait_reason(session: Session, spec: NewJob, *, known_hosts: Sequence[HostView]) -> str | None:
-    """Why the job would wait if it were submitted now; None where it would start."""
-    waiting = [
-        QueuedJob(job.id, job.num_devices, job.device_type, job.owner, job.priority) for job in jobs.queued(session)
-    ]
-    online = [view.capacity for view in known_hosts if view.host.status is HostStatus.ONLINE]
-    plan = placement.plan([*waiting, QueuedJob("", spec.num_devices, spec.device_type, priority=spec.priority)], online)
-    return next((wait.reason for wait in plan.waits if wait.job_id == ""), None)
+def verdict(session: Session, spec: NewJob, *, owner: str, settings: Settings) -> Placement | Wait:
+    """Where the job would start if it were submitted now, or why it would wait: the planner's own answer to what it would read."""
+    lately = usage.recent(session)
+    situation = queue.read(session, lately, also=queue.newcomer(spec, owner, lately))
+    plan = placement.plan(
+        [one.job for one in situation.waiting],
+        situation.hosts,
+        running=situation.running,
+        owners=situation.shares(lately, settings),
+        tell=len(situation.waiting),
+    )
+    return next(one for one in [*plan.placements, *plan.waits] if one.job_id == queue.NEWCOMER)
 
 
 def _unknown_preset(name: str) -> schemas.FieldError:
@@ -86,7 +89,7 @@ def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schema
     """Only what no registered host could ever run; a host that is busy, draining or away is worth waiting for."""
     if not known_hosts:
         return []
-    serving = [view for view in known_hosts if spec.device_type in view.capacity.serves]
+    serving = [view for view in known_hosts if spec.device_type in {view.host.device_type, ANY}]
     if not serving:
         kinds = ", ".join(sorted({kind for view in known_hosts for kind in view.capacity.serves}))
         message = f"no registered host has {spec.device_type} devices"
@@ -95,12 +98,13 @@ def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schema
     size = len(largest.devices)
     if spec.num_devices <= size:
         return []
-    message = f"{spec.num_devices} is more than any host has; the largest with {spec.device_type}, {largest.host.name}, has {size}"
+    kind = "" if spec.device_type == ANY else f" with {spec.device_type}"
+    message = f"{spec.num_devices} is more than any host has; the largest{kind}, {largest.host.name}, has {size}"
     return [_error("num_devices", "too_large", message, fix=f"lower it to {size}, or register a larger host")]
 
 
 def _check_precision(spec: NewJob, train: TrainConfig) -> list[schemas.FieldError]:
-    if train.fp16 and spec.device_type == "cpu":
+    if train.fp16 and spec.device_type in ("cpu", ANY):
         return [_error("train.fp16", "inconsistent", "float16 does not run on cpu", fix="use bf16 or neither")]
     return []
 

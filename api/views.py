@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 from api import logtext, reasons, schemas
-from store import attempts, hosts, logs, models
+from store import attempts, hosts, logs, models, queue
+from store.db import now
 from store.hosts import HostView
 from store.jobs import NewJob
+from store.placement import Placement, Wait
 from store.states import JobStatus
 from store.tokens import Identity
 from trainer.presets import Preset
@@ -34,14 +36,15 @@ def many(session: Session, jobs: Sequence[models.Job]) -> list[schemas.Job]:
     if not jobs:
         return []
     newest = attempts.newest_of(session, [job.id for job in jobs if job.num_attempts])
-    waits_unplanned = any(job.status is JobStatus.QUEUED and job.wait_reason is None for job in jobs)
-    no_hosts = waits_unplanned and not hosts.any_registered(session)
-    return [_job(session, job, newest.get(job.id), no_hosts=no_hosts) for job in jobs]
+    waiting = [job for job in jobs if job.status is JobStatus.QUEUED]
+    positions = queue.positions(session, [job.id for job in waiting]) if waiting else {}
+    no_hosts = any(job.wait_reason is None for job in waiting) and not hosts.any_registered(session)
+    return [_job(session, job, newest.get(job.id), no_hosts=no_hosts, position=positions.get(job.id)) for job in jobs]
 
 
 def fresh(job: models.Job, *, no_hosts: bool) -> schemas.Job:
     """A job that was stored a moment ago: it has no attempt, so nothing needs to be read."""
-    return _job(None, job, None, no_hosts=no_hosts)
+    return _job(None, job, None, no_hosts=no_hosts, position=None)
 
 
 def spec(new: NewJob) -> schemas.Spec:
@@ -55,6 +58,17 @@ def spec(new: NewJob) -> schemas.Spec:
         time_limit_s=new.time_limit_s,
         labels=dict(new.labels),
     )
+
+
+def dry_run(new: NewJob, verdict: Placement | Wait) -> schemas.DryRun:
+    placement, wait = None, None
+    if isinstance(verdict, Placement):
+        placement = schemas.Placement(host=verdict.host, devices=list(verdict.device_indices))
+    else:
+        start_at = None if verdict.starts_in_s is None else now() + timedelta(seconds=verdict.starts_in_s)
+        reason = reasons.of_wait(verdict.reason or reasons.of_unplanned(no_hosts=False), verdict.position)
+        wait = schemas.Wait(position=verdict.position, reason=reason, estimated_start_at=start_at)
+    return schemas.DryRun(spec=spec(new), placement=placement, wait=wait, steps=None)
 
 
 def attempt(row: models.Attempt) -> schemas.Attempt:
@@ -124,12 +138,15 @@ def timestamp(at: datetime) -> str:
     return at.isoformat().replace("+00:00", "Z")
 
 
-def _job(session: Session | None, row: models.Job, newest: models.Attempt | None, *, no_hosts: bool) -> schemas.Job:
+def _job(
+    session: Session | None, row: models.Job, newest: models.Attempt | None, *, no_hosts: bool, position: int | None
+) -> schemas.Job:
+    wait = _wait(row, no_hosts=no_hosts, position=position)
     return schemas.Job(
         id=row.id,
         name=row.name,
         status=row.status,
-        status_reason=reasons.of_job(row, newest, no_hosts=no_hosts),
+        status_reason=reasons.of_job(row, newest, waits_for=wait.reason if wait else ""),
         intent=row.intent,
         preset=row.preset,
         train=row.train,
@@ -143,7 +160,7 @@ def _job(session: Session | None, row: models.Job, newest: models.Attempt | None
         started_at=row.started_at,
         finished_at=row.finished_at,
         progress=_progress(row),
-        wait=_wait(row, no_hosts=no_hosts),
+        wait=wait,
         attempt=attempt(newest) if newest else None,
         result=_result(row.result),
         log_tail=_log_tail(session, newest) if session and newest and row.status is JobStatus.FAILED else None,
@@ -160,11 +177,11 @@ def _progress(row: models.Job) -> schemas.Progress | None:
     )
 
 
-def _wait(row: models.Job, *, no_hosts: bool) -> schemas.Wait | None:
+def _wait(row: models.Job, *, no_hosts: bool, position: int | None) -> schemas.Wait | None:
     if row.status is not JobStatus.QUEUED:
         return None
-    reason = row.wait_reason or reasons.of_unplanned(no_hosts=no_hosts)
-    return schemas.Wait(position=row.position, reason=reason, estimated_start_at=row.estimated_start_at)
+    reason = reasons.of_wait(row.wait_reason or reasons.of_unplanned(no_hosts=no_hosts), position)
+    return schemas.Wait(position=position, reason=reason, estimated_start_at=row.estimated_start_at)
 
 
 def _result(result: Mapping[str, Any] | None) -> schemas.Result | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlalchemy import select
@@ -37,18 +38,21 @@ class HostView:
 
     @property
     def capacity(self) -> HostCapacity:
-        """What the planner sees of it. A simulated NPU host has `npu` devices, as a real one."""
-        usable = [
-            one.device for one in self.devices if one.device.state in IN_SERVICE and one.device.cordoned_at is None
-        ]
-        return HostCapacity(
-            name=self.host.name,
-            serves=frozenset([self.host.device_type]),
-            free=tuple(device.index for device in usable if device.state is DeviceState.FREE),
-            num_devices=len(self.devices),
-            usable=tuple(device.index for device in usable),
-            group=group_of(self.host.device_type, len(self.devices)),
-        )
+        devices = [(one.device.index, one.device.state, one.device.cordoned_at) for one in self.devices]
+        return capacity(self.host.name, self.host.device_type, devices)
+
+
+def capacity(name: str, device_type: str, devices: Sequence[tuple[int, DeviceState, datetime | None]]) -> HostCapacity:
+    """What the planner sees of a host with these devices: (index, state, cordoned at). A simulated NPU host has `npu` devices."""
+    usable = [(index, state) for index, state, cordoned_at in devices if state in IN_SERVICE and cordoned_at is None]
+    return HostCapacity(
+        name=name,
+        serves=frozenset([device_type]),
+        free=tuple(index for index, state in usable if state is DeviceState.FREE),
+        num_devices=len(devices),
+        usable=tuple(index for index, _ in usable),
+        group=group_of(device_type, len(devices)),
+    )
 
 
 def group_of(device_type: str, num_devices: int) -> int:

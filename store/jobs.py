@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from store import events, ids
@@ -154,16 +154,6 @@ def count(session: Session, status: JobStatus) -> int:
     return session.connection().scalar(_COUNT, {"status": status}) or 0
 
 
-def queued(session: Session, *, limit: int = MAX_QUEUED) -> Sequence[Job]:
-    """Those that may be placed, in planning order: priority, then age."""
-    return session.scalars(
-        select(Job)
-        .where(Job.status == JobStatus.QUEUED, Job.intent == Intent.RUN)
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
-        .limit(limit)
-    ).all()
-
-
 def touch(session: Session, job_id: str) -> Job:
     """Lock the job's row and count its `rev` up: the first thing in any transaction that writes anything of a job.
 
@@ -174,6 +164,18 @@ def touch(session: Session, job_id: str) -> Job:
         raise NotFound("no such job")
     job.rev += 1
     return job
+
+
+def touch_together(session: Session, job_ids: Collection[str]) -> list[str]:
+    """`touch` for those of the jobs that are queued, whose place in the queue has changed. Answers their ids."""
+    if not job_ids:
+        return []
+    mine = select(Job.id).where(Job.id.in_(job_ids), Job.status == JobStatus.QUEUED).order_by(Job.id).with_for_update()
+    found = list(session.scalars(mine))
+    session.execute(
+        update(Job).where(Job.id.in_(found)).values(rev=Job.rev + 1), execution_options={"synchronize_session": False}
+    )
+    return found
 
 
 def cancel(session: Session, job_id: str) -> Job:
@@ -272,7 +274,7 @@ def move(session: Session, job: Job, status: JobStatus, *, reason: str | None) -
     if status in TERMINAL_JOB:
         job.finished_at, job.eta_s = now(), None
     if status is not JobStatus.QUEUED:
-        job.position = job.wait_reason = job.estimated_start_at = None
+        job.wait_reason = job.estimated_start_at = job.reservation = None
     events.append(session, job, kind="status", status=status.value, before=before.value, reason=reason)
 
 
@@ -287,16 +289,18 @@ def progress(
 
 
 def set_wait(
-    session: Session, job_id: str, *, position: int, reason: str, estimated_start_at: datetime | None = None
+    session: Session,
+    job_id: str,
+    *,
+    reason: str | None,
+    estimated_start_at: datetime | None = None,
+    reservation: dict[str, Any] | None = None,
 ) -> bool:
-    """Tell a queued job why it waits. Writes, and counts `rev` up, only where something changed."""
-    job = get(session, job_id)
-    if (job.position, job.wait_reason, job.estimated_start_at) == (position, reason, estimated_start_at):
-        return False
+    """Tell a queued job why it waits, and what is kept for it. False where it is not queued any more. Raises NotFound."""
     job = touch(session, job_id)
     if job.status is not JobStatus.QUEUED:
         return False
-    job.position, job.wait_reason, job.estimated_start_at = position, reason, estimated_start_at
+    job.wait_reason, job.estimated_start_at, job.reservation = reason, estimated_start_at, reservation
     return True
 
 

@@ -82,7 +82,8 @@ _OPEN = _one_of("status", [one for one in AttemptStatus if one in OPEN_ATTEMPT])
 class Job(Base):
     """What the user asked for. `rev` grows with every transaction that writes anything of the job: it is the cursor of its streams.
 
-    `ran_s`: how long its closed attempts had devices, since it was submitted or last retried; `time_limit_s` bounds it.
+    `ran_s`: how long its closed attempts had devices, since it was submitted or last retried; `time_limit_s` bounds it. `reservation`:
+    the devices that are kept for it while it waits (`store.placement.Reservation`).
     """
 
     __tablename__ = "jobs"
@@ -103,7 +104,7 @@ class Job(Base):
         CheckConstraint(f"(finished_at IS NOT NULL) = ({_TERMINAL})", name="finished"),
         CheckConstraint("started_at IS NOT NULL OR status NOT IN ('running', 'succeeded', 'failed')", name="started"),
         CheckConstraint(
-            "status = 'queued' OR (position IS NULL AND wait_reason IS NULL AND estimated_start_at IS NULL)",
+            "status = 'queued' OR (reservation IS NULL AND wait_reason IS NULL AND estimated_start_at IS NULL)",
             name="only_the_queued_wait",
         ),
         _flag("is_running", "status = 'running'"),
@@ -135,9 +136,9 @@ class Job(Base):
     num_events: Mapped[int] = mapped_column(default=0)
     rev: Mapped[int] = mapped_column(BigInteger, default=0)
 
-    position: Mapped[int | None]
     wait_reason: Mapped[str | None] = mapped_column(Text)
     estimated_start_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    reservation: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     step: Mapped[int | None]
     total_steps: Mapped[int | None]
@@ -352,3 +353,16 @@ class Lease(Base):
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str] = mapped_column(String(128))
     beat: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class QueueOrder(Base):
+    """One row: the queue in the order of the last planning pass, 16 bytes a job. A job's position is its place in it."""
+
+    __tablename__ = "queue_order"
+    __table_args__ = (
+        CheckConstraint("id = 1", name="one_row"),
+        CheckConstraint("length(job_ids) % 16 = 0", name="whole_ids"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_ids: Mapped[bytes] = mapped_column(LargeBinary)

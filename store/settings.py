@@ -43,6 +43,12 @@ class Settings(BaseSettings):
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="directories, separated by `:`, that specs may name files in"
     )
+    quotas: Annotated[dict[str, Annotated[int, Field(ge=0)]], NoDecode] = Field(
+        default_factory=dict, description="devices an owner may hold at once: ada=16,*=8, * for all that are not named"
+    )
+    weights: Annotated[dict[str, Annotated[float, Field(gt=0)]], NoDecode] = Field(
+        default_factory=dict, description="an owner's part when devices are scarce: ada=2,*=1"
+    )
     allow_network: bool = Field(default=False, description="let trainers fetch models by hub name")
     trainer_module: str = Field(
         default="trainer", pattern=r"^[A-Za-z_][\w.]*$", description="python -m <this> is a rank"
@@ -70,6 +76,16 @@ class Settings(BaseSettings):
     @classmethod
     def _split_paths(cls, value: object) -> object:
         return tuple(part for part in value.split(":") if part) if isinstance(value, str) else value
+
+    @field_validator("quotas", "weights", mode="before")
+    @classmethod
+    def _split_pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(name.strip() and equals for name, equals, _ in pairs):
+            raise ValueError("owner=number, separated by commas")
+        return {name.strip(): number.strip() for name, _, number in pairs}
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -148,4 +164,5 @@ def load() -> Settings:
 def _sentence(detail: ErrorDetails) -> str:
     name = "LONGYARD_" + str(detail["loc"][0]).upper()
     described = Settings.model_fields[str(detail["loc"][0])].description
-    return f"{name}={detail['input']}: {detail['msg'].lower()}" + (f" ({described})" if described else "")
+    value = "".join(f"{key}=" for key in detail["loc"][1:] if isinstance(key, str)) + str(detail["input"])
+    return f"{name}={value}: {detail['msg'].lower()}" + (f" ({described})" if described else "")

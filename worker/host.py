@@ -41,7 +41,7 @@ class HostLoop:
     ) -> None:
         self._settings, self._database, self._notifier, self._sender = settings, database, notifier, sender
         self._inventory = inventory
-        self._planner, self._sweeper = Planner(database), Sweeper(settings, database)
+        self._planner, self._sweeper = Planner(settings, database), Sweeper(settings, database)
         self._wake = Wake()
         self._standby = Standby(settings.host_dir / "launcher.log")
         self._care = Care(settings, database, notifier, self._standby, inventory, is_stuck=self._sweeper.is_stuck)
@@ -139,7 +139,9 @@ class HostLoop:
             self._notifier.publish_host(placed.host)
             if placed.host != self._settings.host_name:
                 self._sender.launch(placed.host, placed.attempt_id)
-        for job_id in done.told:
+        for job_id in done.asked:
+            self._notifier.publish_intent(job_id)
+        for job_id in [*done.asked, *done.told]:
             self._notifier.publish_job(job_id)
 
     def _drain(self) -> None:

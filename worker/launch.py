@@ -66,6 +66,11 @@ class Launch:
             asked_at=processes.boottime(),
         )
 
+    @property
+    def runs_on(self) -> str:
+        """The type of the devices it was placed on, where the job may have asked for any; those of a simulated host are CPUs."""
+        return "cpu" if self.simulated else self.device_type
+
 
 def run(settings: Settings, database: Database, notifier: Notifier, launch: Launch) -> int:
     """Own the attempt until it is closed. `database` and `notifier` have no connection yet. Returns an exit code."""
@@ -159,7 +164,7 @@ class Opening:
                 rows,
                 self._run_dir,
                 cpu_threads=self._launch.cpu_threads,
-                simulated=self._launch.simulated,
+                device_type=self._launch.runs_on,
                 is_over=is_over,
             ),
         )
@@ -222,7 +227,7 @@ class Opening:
             run_dir=self._run_dir,
             attempt_id=self._launch.attempt_id,
             devices=self._launch.devices,
-            device_type="cpu" if self._launch.simulated else self._launch.device_type,
+            device_type=self._launch.runs_on,
             cpu_threads=self._launch.cpu_threads,
             allow_network=self._settings.allow_network,
             cgroup=Cgroup.make(self._launch.attempt_id, self._run_dir) if self._settings.cgroups else None,

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
-from store import attempts, hosts, jobs, placement
-from store.db import Database
+from sqlalchemy.orm import Session
+
+from store import attempts, jobs, placement, queue, usage
+from store.db import Database, now
 from store.errors import NotFound, PlacementConflict
-from store.hosts import HostView
-from store.models import Job
-from store.placement import QueuedJob, Wait
-from store.states import HostStatus
+from store.placement import Placement, Preemption, Reservation, Wait
+from store.queue import Situation, Waiting
+from store.settings import Settings
+from store.states import Intent
+from store.usage import Usage
 
 TELL_FIRST: Final = 200
-"""Of the waiting jobs, so many learn their position and reason: nobody reads the others', and each costs a write."""
+"""Of the waiting jobs, so many learn their reason: nobody reads the others', and each costs a write."""
+SHOW_FIRST: Final = 20
+"""So many learn at once when they have moved up; the others see it when they look."""
 TOLD_TOGETHER: Final = 50
 """In one transaction: each pays for the disk, and a longer one would keep supervisors waiting."""
+USAGE_EVERY_S: Final = 60.0
+MINUTE_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -33,69 +41,58 @@ class Placed:
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass did. `told` are the jobs whose wait it wrote; `again_in_s` is when a held-back retry falls due."""
+    """What a pass did. `asked` are the running jobs that were asked to make room; `told` those whose wait looks different now;
+    `again_in_s` is when a held-back retry falls due."""
 
     placed: Sequence[Placed]
+    asked: Sequence[str]
     told: Sequence[str]
     again_in_s: float | None
 
 
 class Planner:
-    """Between passes it remembers only since when it has seen a retry waiting: by its own clock, as no two are ever compared."""
+    """Between passes it remembers since when it has seen a retry waiting, by its own clock, as no two are ever compared; and what
+    owners had lately, for a minute."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
         self._seen: dict[tuple[str, int], float] = {}
+        self._usage, self._usage_until = Usage(), 0.0
 
     def run(self) -> Pass:
-        queue, views = self._read()
-        ready, held = self._hold_back(queue)
-        online = [view.capacity for view in views if view.host.status is HostStatus.ONLINE]
+        situation, order = self._read()
+        held = self._hold_back(situation.waiting)
         plan = placement.plan(
-            [QueuedJob(job.id, job.num_devices, job.device_type, job.owner, job.priority) for job in ready], online
+            [one.job for one in situation.waiting if one.job.id not in held],
+            situation.hosts,
+            running=situation.running,
+            owners=situation.shares(self._usage, self._settings),
+            tell=TELL_FIRST,
         )
         placed = [one for wish in plan.placements if (one := self._place(wish))]
-        waits = [*plan.waits, *self._waits_of(held, after=len(plan.waits))]
-        known = {job.id: (job.position, job.wait_reason) for job in queue}
-        news = [
-            wait for wait in waits[:TELL_FIRST] if wait.reason and known[wait.job_id] != (wait.position, wait.reason)
-        ]
-        told = [
-            job_id
-            for start in range(0, len(news), TOLD_TOGETHER)
-            for job_id in self._tell(news[start:][:TOLD_TOGETHER])
-        ]
-        return Pass(placed, told, min((left_s for _, left_s in held), default=None))
+        asked = [one.job_id for one in plan.preemptions if self._ask_to_stop(one)]
+        waits = [*plan.waits, *_waits_of(held, situation.waiting, after=len(plan.waits))]
+        told = self._tell(waits, {one.job.id: one for one in situation.waiting}, order)
+        return Pass(placed, asked, told, min(held.values(), default=None))
 
-    def _read(self) -> tuple[Sequence[Job], Sequence[HostView]]:
+    def _read(self) -> tuple[Situation, bytes]:
         with self._database.read() as session:
-            queue = jobs.queued(session)
-            return queue, hosts.all_hosts(session) if queue else []
+            situation = queue.read(session, self._usage)
+            # One job alone has nobody to share with, and is not kept waiting for this.
+            if len(situation.waiting) > 1 and time.monotonic() >= self._usage_until:
+                self._usage, self._usage_until = usage.recent(session), time.monotonic() + USAGE_EVERY_S
+                situation = queue.read(session, self._usage)
+            return situation, queue.order(session) if situation.waiting else b""
 
-    def _hold_back(self, queue: Sequence[Job]) -> tuple[list[Job], list[tuple[Job, float]]]:
-        """Those that may start, and those whose delay after a failure is not over, with the seconds that are left."""
-        now = time.monotonic()
-        waiting = {(job.id, job.num_attempts) for job in queue if job.retry_delay_s > 0}
-        self._seen = {key: self._seen.get(key, now) for key in waiting}
-        left_s = {
-            job.id: self._seen[job.id, job.num_attempts] + job.retry_delay_s - now
-            for job in queue
-            if job.retry_delay_s > 0
-        }
-        ready = [job for job in queue if left_s.get(job.id, 0.0) <= 0]
-        return ready, [(job, left_s[job.id]) for job in queue if left_s.get(job.id, 0.0) > 0]
+    def _hold_back(self, waiting: Sequence[Waiting]) -> dict[str, float]:
+        """Those whose delay after a failure is not over, with the seconds that are left."""
+        at = time.monotonic()
+        delayed = {(one.job.id, one.num_attempts): one.retry_delay_s for one in waiting if one.retry_delay_s > 0}
+        self._seen = {key: self._seen.get(key, at) for key in delayed}
+        left_s = {key[0]: self._seen[key] + delay_s - at for key, delay_s in delayed.items()}
+        return {job_id: left for job_id, left in left_s.items() if left > 0}
 
-    def _waits_of(self, held: Sequence[tuple[Job, float]], *, after: int) -> list[Wait]:
-        return [
-            Wait(
-                job.id,
-                after + number,
-                f"try {job.num_attempts + 1} starts {job.retry_delay_s:.0f} s after the last one failed",
-            )
-            for number, (job, _) in enumerate(held, start=1)
-        ]
-
-    def _place(self, wish: placement.Placement) -> Placed | None:
+    def _place(self, wish: Placement) -> Placed | None:
         try:
             with self._database.write() as session:
                 attempt = attempts.place(session, wish.job_id, host=wish.host, device_indices=wish.device_indices)
@@ -104,14 +101,87 @@ class Planner:
             return None
         return Placed(attempt.id, wish.job_id, wish.host)
 
-    def _tell(self, waits: Sequence[Wait]) -> list[str]:
-        """Those of the jobs whose wait was written. By id, so that two planners never wait for each other's rows crosswise."""
+    def _ask_to_stop(self, wish: Preemption) -> bool:
+        try:
+            with self._database.write() as session:
+                job = jobs.preempt(session, wish.job_id, why="a job of high priority needs its devices")
+        except NotFound:
+            return False
+        return job.intent is Intent.PREEMPT
+
+    def _tell(self, waits: Sequence[Wait], known: Mapping[str, Waiting], order: bytes) -> list[str]:
+        """Write what has changed. Answers the jobs that look different now."""
+        planned = queue.encode(wait.job_id for wait in waits)
+        news = list(_news(waits, known))
+        moved = {wait.job_id for wait in waits[:SHOW_FIRST] if not queue.is_at(order, wait.position, wait.job_id)}
+        moved -= {one.job_id for one in news}
         told: list[str] = []
-        with self._database.write() as session:
-            for wait in sorted(waits, key=lambda wait: wait.job_id):
-                try:
-                    if jobs.set_wait(session, wait.job_id, position=wait.position, reason=wait.reason or ""):
-                        told.append(wait.job_id)
-                except NotFound:
-                    continue
+        for start in range(0, max(len(news), planned != order), TOLD_TOGETHER):
+            with self._database.write() as session:
+                if start == 0 and planned != order:
+                    queue.keep_order(session, planned)
+                    told += jobs.touch_together(session, moved)
+                # By id, so that two planners never wait for each other's rows crosswise.
+                for one in sorted(news[start:][:TOLD_TOGETHER], key=lambda one: one.job_id):
+                    told += _write(session, one)
         return told
+
+
+@dataclass(frozen=True)
+class News:
+    """What a waiting job is told."""
+
+    job_id: str
+    reason: str | None
+    estimated_start_at: datetime | None
+    reservation: Reservation | None
+
+
+def _waits_of(held: Mapping[str, float], waiting: Sequence[Waiting], *, after: int) -> list[Wait]:
+    late = [one for one in waiting if one.job.id in held]
+    return [
+        Wait(
+            one.job.id,
+            number,
+            f"try {one.num_attempts + 1} starts {one.retry_delay_s:.0f} s after the last one failed",
+            held[one.job.id],
+        )
+        for number, one in enumerate(sorted(late, key=lambda one: (held[one.job.id], one.job.id)), start=after + 1)
+    ]
+
+
+def _news(waits: Sequence[Wait], known: Mapping[str, Waiting]) -> Iterator[News]:
+    at = now()
+    for wait in waits:
+        before = known[wait.job_id]
+        old = News(wait.job_id, before.reason, before.estimated_start_at, before.job.reservation)
+        new = replace(old, reservation=wait.reservation)
+        if wait.position <= TELL_FIRST:
+            start_at = _estimate(at, wait.starts_in_s, before.estimated_start_at)
+            new = replace(new, reason=wait.reason, estimated_start_at=start_at)
+        if new != old:
+            yield new
+
+
+def _estimate(at: datetime, starts_in_s: float | None, before: datetime | None) -> datetime | None:
+    """The one that was told, as long as it is about right: else each pass would write each job anew."""
+    if starts_in_s is None:
+        return None
+    start_at = at + timedelta(seconds=starts_in_s)
+    slack_s = max(MINUTE_S, starts_in_s / 10)
+    return before if before is not None and abs((start_at - before).total_seconds()) <= slack_s else start_at
+
+
+def _write(session: Session, one: News) -> list[str]:
+    try:
+        reservation = queue.store_reservation(one.reservation)
+        is_told = jobs.set_wait(
+            session,
+            one.job_id,
+            reason=one.reason,
+            estimated_start_at=one.estimated_start_at,
+            reservation=reservation,
+        )
+    except NotFound:
+        return []
+    return [one.job_id] if is_told else []

@@ -37,7 +37,7 @@ def prepare(
     run_dir: Path,
     *,
     cpu_threads: int,
-    simulated: bool,
+    device_type: str,
     is_over: Callable[[], bool],
 ) -> Choice:
     """Write `run_dir`/config.json, whole; answers which of the job's checkpoints is in it. Reads files, and no row.
@@ -52,7 +52,7 @@ def prepare(
     choice = resumption.choose(newest_first, is_over=is_over)
     found = choice.found
     facts: dict[str, Any] = {
-        "device_type": "cpu" if simulated else job.device_type,
+        "device_type": device_type,
         "rendezvous": f"file://{run_dir / 'rendezvous'}",
         "resume_from_checkpoint": {"dir": found.dir, "manifest_sha256": found.manifest_sha256} if found else None,
         "cpu_threads": cpu_threads,

@@ -94,7 +94,7 @@ async def submit_job(
     """Queue a training job: a preset and what differs from it."""
     # A coroutine, so that no thread waits for the writer: 32 that do, woken together by one commit, cost more than the commit.
     if query.dry_run:
-        return _json(await run_in_threadpool(_rehearse, spec, plane), status=200)
+        return _json(await run_in_threadpool(_rehearse, spec, plane, caller), status=200)
     digest = ""
     if idempotency_key is not None:
         digest = specs.digest(spec)
@@ -215,12 +215,11 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
     return answer
 
 
-def _rehearse(spec: schemas.JobSpec, plane: CurrentPlane) -> schemas.DryRun:
-    new, known_hosts = _checked(spec, plane)
+def _rehearse(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> schemas.DryRun:
+    new, _ = _checked(spec, plane)
     with plane.database.read() as session:
-        return schemas.DryRun(
-            spec=views.spec(new), wait_reason=specs.wait_reason(session, new, known_hosts=known_hosts), steps=None
-        )
+        found = specs.verdict(session, new, owner=caller.owner, settings=plane.settings)
+    return views.dry_run(new, found)
 
 
 def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, Sequence[HostView]]:

@@ -95,9 +95,9 @@ def upgrade() -> None:
         sa.Column("num_attempts", sa.Integer(), nullable=False),
         sa.Column("num_events", sa.Integer(), nullable=False),
         sa.Column("rev", sa.BigInteger(), nullable=False),
-        sa.Column("position", sa.Integer(), nullable=True),
         sa.Column("wait_reason", sa.Text(), nullable=True),
         sa.Column("estimated_start_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("reservation", sa.JSON(), nullable=True),
         sa.Column("step", sa.Integer(), nullable=True),
         sa.Column("total_steps", sa.Integer(), nullable=True),
         sa.Column("phase", sa.String(length=16), nullable=True),
@@ -130,7 +130,7 @@ def upgrade() -> None:
             "started_at IS NOT NULL OR status NOT IN ('running', 'succeeded', 'failed')", name=op.f("ck_jobs_started")
         ),
         sa.CheckConstraint(
-            "status = 'queued' OR (position IS NULL AND wait_reason IS NULL AND estimated_start_at IS NULL)",
+            "status = 'queued' OR (reservation IS NULL AND wait_reason IS NULL AND estimated_start_at IS NULL)",
             name=op.f("ck_jobs_only_the_queued_wait"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
@@ -388,6 +388,15 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("attempt_id", "rank", name=op.f("pk_rank_logs")),
     )
+    order = op.create_table(
+        "queue_order",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("job_ids", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_queue_order_one_row")),
+        sa.CheckConstraint("length(job_ids) % 16 = 0", name=op.f("ck_queue_order_whole_ids")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_queue_order")),
+    )
+    op.bulk_insert(order, [{"id": 1, "job_ids": b""}])
     for guard in GUARDS:
         _set(guard)
 
@@ -400,6 +409,7 @@ def downgrade() -> None:
         _lift(guard)
     if not _is_sqlite():
         op.drop_constraint(op.f("fk_jobs_id_is_running_attempts"), "jobs", type_="foreignkey")
+    op.drop_table("queue_order")
     op.drop_table("rank_logs")
     with op.batch_alter_table("metric_points", schema=None) as batch_op:
         batch_op.drop_index("ix_metric_points_job_id_rev")

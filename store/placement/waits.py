@@ -42,7 +42,8 @@ def tell(blocked: Sequence[Blocked], fleet: Fleet, quotas: Quotas, *, num_told: 
         if limits and start_s is not None:
             reason += f"; room for it in {about(start_s)}"
         waits.append(Wait(one.job.id, position, reason, start_s, one.reservation))
-    return waits + [Wait(one.job.id, number, None) for number, one in enumerate(blocked[num_told:], start=num_told + 1)]
+    untold = enumerate(blocked[num_told:], start=num_told + 1)
+    return waits + [Wait(one.job.id, number, None, None, one.reservation) for number, one in untold]
 
 
 def about(seconds: float) -> str:

@@ -57,7 +57,8 @@ def test_a_submitted_job_reads_back_as_the_contract_says(client: httpx.Client, s
 def test_a_dry_run_stores_nothing(client: httpx.Client, database: Database, host: str, spec: dict[str, Any]) -> None:
     answer = client.post("/jobs", params={"dry_run": True}, json=spec)
     assert answer.status_code == 200, answer.text
-    assert answer.json()["wait_reason"] is None
+    assert answer.json()["wait"] is None
+    assert answer.json()["placement"] == {"host": "a", "devices": [0, 1]}
     assert answer.json()["steps"] is None
     assert answer.json()["spec"]["train"]["learning_rate"] == PRESETS["demo"].train["learning_rate"]
     assert "location" not in answer.headers
@@ -69,7 +70,12 @@ def test_a_dry_run_says_why_it_would_wait(
 ) -> None:
     start(submit())
     answer = client.post("/jobs", params={"dry_run": True}, json=spec | {"num_devices": 3})
-    assert answer.json()["wait_reason"] == "needs 3 free cpu devices on one host; a has 2 of 4 free, kept for it"
+    assert answer.json()["placement"] is None
+    assert answer.json()["wait"] == {
+        "position": 1,
+        "reason": "needs 3 free cpu devices on one host; a has 2 of 4 free, kept for it",
+        "estimated_start_at": None,
+    }
 
 
 def test_the_same_key_and_body_give_the_same_job(

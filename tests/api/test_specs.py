@@ -61,7 +61,7 @@ def test_shapes_that_are_wrong_name_field_and_fix(client: httpx.Client, spec: Sp
         (spec | {"num_devices": 0}, "num_devices", "give at least 1"),
         (spec | {"num_devices": 9}, "num_devices", "give at most 8"),
         (spec | {"num_devices": "2"}, "num_devices", "give a whole number"),
-        (spec | {"device_type": "tpu"}, "device_type", "give 'npu', 'cuda' or 'cpu'"),
+        (spec | {"device_type": "tpu"}, "device_type", "give 'npu', 'cuda', 'cpu' or 'any'"),
         (spec | {"name": "x" * 129}, "name", "keep it within 128"),
         (spec | {"name": "a\nb"}, "name", ""),
         (spec | {"name": "a\x00b"}, "name", ""),

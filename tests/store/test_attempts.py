@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
-from store import attempts, checkpoints, events, hosts, jobs
+from store import attempts, checkpoints, events, hosts, jobs, queue
 from store.db import Database
 from store.errors import LeaseLost, PlacementConflict
 from store.models import Attempt
 from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
+from store.usage import Usage
 
 Submit = Callable[[], str]
 
@@ -138,7 +139,7 @@ def test_a_preempted_job_waits_for_its_next_attempt_with_the_intent_to_run(
     with database.read() as session:
         job = jobs.get(session, running.job_id)
         assert (job.status, job.intent, job.strikes) == (JobStatus.QUEUED, Intent.RUN, 0)
-        assert [one.id for one in jobs.queued(session)] == [job.id]
+        assert [one.job.id for one in queue.read(session, Usage()).waiting] == [job.id]
 
 
 def test_a_new_attempt_does_not_show_the_last_ones_progress(database: Database, running: Attempt) -> None:

@@ -73,7 +73,7 @@ REFUSED = {
     "an event is not rewritten": ("never rewritten", ["UPDATE events SET kind = 'invented' WHERE seq = 1"]),
     "only what has ended has an end": ("ck_jobs_finished", ["UPDATE jobs SET finished_at = created_at"]),
     "what runs has begun": ("ck_jobs_started", ["UPDATE jobs SET started_at = NULL"]),
-    "only the queued wait": ("ck_jobs_only_the_queued_wait", ["UPDATE jobs SET position = 1"]),
+    "only the queued wait": ("ck_jobs_only_the_queued_wait", ["UPDATE jobs SET wait_reason = 'x'"]),
     "strikes are counted from 0": ("ck_jobs_counters", ["UPDATE jobs SET strikes = -1"]),
     "no delay is negative": ("ck_jobs_durations", ["UPDATE jobs SET retry_delay_s = -1"]),
     "nothing has run for less than no time": ("ck_jobs_durations", ["UPDATE jobs SET ran_s = -1"]),

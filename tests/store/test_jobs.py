@@ -142,13 +142,17 @@ def test_the_database_itself_refuses_an_unknown_status(database: Database, submi
         session.execute(text("UPDATE jobs SET status = 'confused' WHERE id = :id"), {"id": job_id})
 
 
-def test_a_wait_is_written_only_when_it_changes(database: Database, submit: Submit) -> None:
-    job_id = submit()
+def test_only_the_queued_are_told_why_they_wait(database: Database, submit: Submit) -> None:
+    first, second = submit(), submit()
     with database.write() as session:
-        assert jobs.set_wait(session, job_id, position=1, reason="needs 2")
+        jobs.cancel(session, second)
     with database.write() as session:
-        assert not jobs.set_wait(session, job_id, position=1, reason="needs 2")
-        assert jobs.get(session, job_id).rev == 2
+        assert jobs.set_wait(session, first, reason="needs 2", reservation={"host": "a"})
+        assert not jobs.set_wait(session, second, reason="needs 2")
+        assert jobs.touch_together(session, {first, second}) == [first]
+    with database.write() as session:
+        assert jobs.get(session, first).rev == 3
+        assert jobs.pause(session, first).reservation is None, "what does not wait keeps nothing from others"
 
 
 def test_revs_commit_in_order_though_writers_race(database: Database, submit: Submit) -> None:

@@ -17,6 +17,9 @@ from store.settings import MAX_UNIX_PATH_BYTES, Settings, load
         ("LONGYARD_HOST_NAME", "a b"),
         ("LONGYARD_STOP_GRACE_S", "x"),
         ("LONGYARD_TRAINER_MODULE", "os; rm"),
+        ("LONGYARD_QUOTAS", "ada"),
+        ("LONGYARD_QUOTAS", "ada=-1"),
+        ("LONGYARD_WEIGHTS", "ada=0"),
     ],
 )
 def test_a_value_that_cannot_be_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -38,3 +41,12 @@ def test_a_socket_path_fits_however_long_the_directory_is(tmp_path: Path) -> Non
     assert short.broker_socket == tmp_path / "valkey.sock"
     assert len(bytes(long.broker_socket)) <= MAX_UNIX_PATH_BYTES
     assert long.broker_socket == Settings(data_dir=tmp_path / ("long" * 40)).broker_socket
+
+
+def test_quotas_and_weights_are_told_by_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LONGYARD_QUOTAS", "ada=16, *=8")
+    monkeypatch.setenv("LONGYARD_WEIGHTS", "ada=2.5")
+    settings = load()
+    assert (settings.quotas, settings.weights) == ({"ada": 16, "*": 8}, {"ada": 2.5})
+    monkeypatch.setenv("LONGYARD_QUOTAS", "")
+    assert load().quotas == {}

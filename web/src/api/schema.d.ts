@@ -785,11 +785,14 @@ export interface components {
             /** Token */
             token?: string | null;
         };
-        /** DryRun */
+        /**
+         * DryRun
+         * @description Either `placement`, where it would start at once, or `wait`.
+         */
         DryRun: {
             spec: components["schemas"]["Spec"];
-            /** Wait Reason */
-            wait_reason: string | null;
+            placement: components["schemas"]["Placement"] | null;
+            wait: components["schemas"]["Wait"] | null;
             /** Steps */
             steps: number | null;
         };
@@ -848,9 +851,9 @@ export interface components {
             num_devices?: number | null;
             /**
              * Device Type
-             * @description The preset's by default.
+             * @description The preset's by default; any: an accelerator where one is free, else CPU slots.
              */
-            device_type?: ("npu" | "cuda" | "cpu") | null;
+            device_type?: ("npu" | "cuda" | "cpu" | "any") | null;
             /**
              * Priority
              * @description Greater goes first.
@@ -956,6 +959,13 @@ export interface components {
             truncated: boolean;
             /** Cursor */
             cursor: number;
+        };
+        /** Placement */
+        Placement: {
+            /** Host */
+            host: string;
+            /** Devices */
+            devices: number[];
         };
         /** Preset */
         Preset: {
