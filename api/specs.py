@@ -72,7 +72,7 @@ def verdict(session: Session, spec: NewJob, *, owner: str, settings: Settings) -
         [one.job for one in situation.waiting],
         situation.hosts,
         running=situation.running,
-        owners=situation.shares(lately, settings),
+        owners=situation.shares(lately, quotas=settings.quotas, weights=settings.weights),
         tell=len(situation.waiting),
     )
     return next(one for one in [*plan.placements, *plan.waits] if one.job_id == queue.NEWCOMER)

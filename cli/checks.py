@@ -1,4 +1,4 @@
-"""Owns what `./run test`, `lint`, `bench`, `faults` and `mutants` run, and in which order."""
+"""Owns what `./run test`, `lint`, `bench`, `faults`, `mutants` and `simulate` run, and in which order."""
 
 import os
 import signal
@@ -61,6 +61,10 @@ def faults(argv: Sequence[str]) -> int:
 def mutants(argv: Sequence[str]) -> int:
     """A program among the tests too: it runs some of them on copies of the code that each have a fault."""
     return _run([sys.executable, "-P", "-m", "tests.mutants", *argv], cwd=ROOT)
+
+
+def simulate(argv: Sequence[str]) -> int:
+    return _run([sys.executable, "-P", "-m", "benchmarks.simulate", *argv], cwd=Path.cwd())
 
 
 def _pytest(argv: Sequence[str]) -> int:

@@ -39,6 +39,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "bench": checks.bench,
         "faults": checks.faults,
         "mutants": checks.mutants,
+        "simulate": checks.simulate,
     }[name]
 
 

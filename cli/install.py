@@ -49,7 +49,9 @@ COMMANDS = {
     "bench": Command("runtime", "measure what the README's figures come from: `bench plane`, `bench trainer`"),
     "faults": Command("dev", "kill and break every part at random while jobs train: `faults --minutes 30`"),
     "mutants": Command("dev", "put faults into the code and see that the tests notice each: `mutants --only no-fence`"),
-    "simulate": Command(None, "run the placement against a made-up fleet"),
+    "simulate": Command(
+        "dev", "replay a trace of jobs on a made-up fleet, through our planner and first fit: `simulate --help`"
+    ),
     "fleet": Command(None, "start many workers on one machine"),
 }
 

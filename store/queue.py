@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -16,7 +16,6 @@ from store.db import now
 from store.jobs import MAX_QUEUED, NewJob
 from store.models import Attempt, Device, Host, Job, QueueOrder
 from store.placement import HostCapacity, QueuedJob, Reservation, RunningJob, Share
-from store.settings import Settings
 from store.states import DeviceState, HostStatus, Intent, JobStatus
 from store.usage import Usage
 
@@ -46,10 +45,10 @@ class Situation:
     hosts: Sequence[HostCapacity]
     running: Sequence[RunningJob]
 
-    def shares(self, usage: Usage, settings: Settings) -> dict[str, Share]:
+    def shares(self, usage: Usage, *, quotas: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, Share]:
         """What each owner who waits or holds something is due."""
         owners = {one.job.owner for one in self.waiting} | {one.owner for one in self.running}
-        return usage.shares(owners, quotas=settings.quotas, weights=settings.weights)
+        return usage.shares(owners, quotas=quotas, weights=weights)
 
 
 def newcomer(spec: NewJob, owner: str, usage: Usage) -> Waiting:

@@ -41,7 +41,10 @@ class HostLoop:
     ) -> None:
         self._settings, self._database, self._notifier, self._sender = settings, database, notifier, sender
         self._inventory = inventory
-        self._planner, self._sweeper = Planner(settings, database), Sweeper(settings, database)
+        self._planner, self._sweeper = (
+            Planner(database, quotas=settings.quotas, weights=settings.weights),
+            Sweeper(settings, database),
+        )
         self._wake = Wake()
         self._standby = Standby(settings.host_dir / "launcher.log")
         self._care = Care(settings, database, notifier, self._standby, inventory, is_stuck=self._sweeper.is_stuck)

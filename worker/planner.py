@@ -16,7 +16,6 @@ from store.db import Database, now
 from store.errors import NotFound, PlacementConflict
 from store.placement import Placement, Preemption, Reservation, Wait
 from store.queue import Situation, Waiting
-from store.settings import Settings
 from store.states import Intent
 from store.usage import Usage
 
@@ -54,8 +53,10 @@ class Planner:
     """Between passes it remembers since when it has seen a retry waiting, by its own clock, as no two are ever compared; and what
     owners had lately, for a minute."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings, self._database = settings, database
+    def __init__(
+        self, database: Database, *, quotas: Mapping[str, int] | None = None, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self._database, self._quotas, self._weights = database, quotas or {}, weights or {}
         self._seen: dict[tuple[str, int], float] = {}
         self._usage, self._usage_until = Usage(), 0.0
 
@@ -66,7 +67,7 @@ class Planner:
             [one.job for one in situation.waiting if one.job.id not in held],
             situation.hosts,
             running=situation.running,
-            owners=situation.shares(self._usage, self._settings),
+            owners=situation.shares(self._usage, quotas=self._quotas, weights=self._weights),
             tell=TELL_FIRST,
         )
         placed = [one for wish in plan.placements if (one := self._place(wish))]

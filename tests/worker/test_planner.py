@@ -21,7 +21,7 @@ def test_a_retry_waits_for_its_delay_and_others_pass_it(plane: Plane) -> None:
     with database.write() as session:
         hosts.register(session, "a", device_type="cpu", device_names=["slot"], boot_id="1", versions={})
         job_id = jobs.submit(session, _spec(), owner="admin")[0].id
-    planner = Planner(plane.settings, database)
+    planner = Planner(database)
     (placed,) = planner.run().placed
     with database.write() as session:
         attempts.close(
@@ -51,7 +51,7 @@ def test_a_retry_waits_for_its_delay_and_others_pass_it(plane: Plane) -> None:
 def test_a_wait_is_written_once(plane: Plane) -> None:
     with plane.database.write() as session:
         job_id = jobs.submit(session, _spec(), owner="admin")[0].id
-    planner = Planner(plane.settings, plane.database)
+    planner = Planner(plane.database)
     assert planner.run().told == [job_id]
     rev = plane.job(job_id).rev
     assert planner.run().told == []
@@ -67,7 +67,7 @@ def test_each_waits_for_a_reason_at_a_place_and_is_written_only_where_that_chang
     database = plane.database
     host(database, "a", 8)
     first = submit(database, 8)
-    planner = Planner(plane.settings, database)
+    planner = Planner(database)
     (placed,) = planner.run().placed
     with database.write() as session:
         attempts.begin(session, placed.attempt_id, job_id=first, boot_id="1")
@@ -85,7 +85,7 @@ def test_each_waits_for_a_reason_at_a_place_and_is_written_only_where_that_chang
     assert planner.run().told == []
     with database.write() as session:
         jobs.progress(session, jobs.touch(session, first), step=1, total_steps=2, phase="train", eta_s=2290.0)
-    assert Planner(plane.settings, database).run().told == [], "ten seconds make no news"
+    assert Planner(database).run().told == [], "ten seconds make no news"
     assert [plane.job(one).rev for one in (big, small, behind)] == revs
     with database.write() as session:
         jobs.cancel(session, min(places, key=lambda one: places[one]))
@@ -99,17 +99,17 @@ def test_a_promise_outlives_the_planner_that_made_it(plane: Plane) -> None:
     database = plane.database
     host(database, "a", 2)
     runs = [submit(database, 1), submit(database, 1)]
-    one, other = Planner(plane.settings, database).run().placed
+    one, other = Planner(database).run().placed
     big = submit(database, 2)
-    assert Planner(plane.settings, database).run().placed == []
+    assert Planner(database).run().placed == []
     assert plane.job(big).reservation == {"level": 0, "number": 1, "host": "a", "device_indices": [0, 1]}
     for number in range(4):
         submit(database, 1, owner=f"new-{number}")
     finish(database, one.attempt_id, one.job_id)
-    assert Planner(plane.settings, database).run().placed == []
+    assert Planner(database).run().placed == []
     assert plane.job(big).wait_reason == "needs 2 free cpu devices on one host; a has 1 of 2 free, kept for it"
     finish(database, other.attempt_id, other.job_id)
-    (started,) = Planner(plane.settings, database).run().placed
+    (started,) = Planner(database).run().placed
     assert started.job_id == big
     assert plane.job(big).reservation is None
     assert set(runs) == {one.job_id, other.job_id}
@@ -119,7 +119,7 @@ def test_a_high_job_asks_a_low_one_to_make_room(plane: Plane) -> None:
     database = plane.database
     host(database, "a", 2)
     low = submit(database, 2, priority=-1)
-    planner = Planner(plane.settings, database)
+    planner = Planner(database)
     (placed,) = planner.run().placed
     high = submit(database, 1, priority=100)
     assert planner.run().asked == [low]
@@ -135,12 +135,11 @@ def test_a_high_job_asks_a_low_one_to_make_room(plane: Plane) -> None:
 
 
 def test_owners_are_held_to_their_quotas(plane: Plane) -> None:
-    settings = plane.settings.model_copy(update={"quotas": {"*": 2, "eve": 3}})
     host(plane.database, "a", 8)
     for owner in ("ada", "eve"):
         for _ in range(5):
             submit(plane.database, 1, owner=owner)
-    placed = Planner(settings, plane.database).run().placed
+    placed = Planner(plane.database, quotas={"*": 2, "eve": 3}).run().placed
     owners = [plane.job(one.job_id).owner for one in placed]
     assert (owners.count("ada"), owners.count("eve")) == (2, 3)
 
@@ -148,7 +147,7 @@ def test_owners_are_held_to_their_quotas(plane: Plane) -> None:
 def test_a_pass_over_one_job_reads_three_statements(plane: Plane) -> None:
     """And two without any: it is on the way of every submission."""
     host(plane.database, "a", 1)
-    planner = Planner(plane.settings, plane.database)
+    planner = Planner(plane.database)
     seen: list[str] = []
     event.listen(
         plane.database.engine, "before_cursor_execute", lambda _c, _cu, statement, *_: seen.append(statement.split()[0])
