@@ -43,8 +43,9 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
     if len(device_indices) != job.num_devices:
         raise PlacementConflict(f"job {job_id} needs {job.num_devices} devices, not {len(device_indices)}")
     with session.no_autoflush:
-        target = session.get(Host, host)
-    if target is None or target.status is not HostStatus.ONLINE:
+        # Shared with other placements, and not with whoever drains it: once that is answered, nothing new starts there.
+        target = session.get(Host, host, with_for_update={"read": True}, populate_existing=True)
+    if target is None or target.status is not HostStatus.ONLINE or target.drained_at is not None:
         raise PlacementConflict(f"host {host} takes no jobs now")
     job.num_attempts += 1
     # What the last attempt did after its last checkpoint is not this one's.

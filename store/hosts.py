@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from store.db import now
 from store.errors import NotFound, PlacementConflict
-from store.models import Attempt, Device, Host
+from store.models import Attempt, Device, Host, Job
 from store.placement import HostCapacity
 from store.states import DeviceState, HostStatus
 
@@ -20,14 +20,21 @@ IN_SERVICE: Final = frozenset({DeviceState.FREE, DeviceState.HELD})
 """A device in another state, or a cordoned one, is given to nobody."""
 
 _ANY: Final = select(Host.name).limit(1)
+_DEVICES: Final = (
+    select(Device, Attempt.job_id, Job.owner, Attempt.number)
+    .outerjoin(Attempt, Attempt.id == Device.attempt_id)
+    .outerjoin(Job, Job.id == Attempt.job_id)
+    .order_by(Device.host, Device.index)
+)
 
 
 @dataclass(frozen=True)
 class DeviceView:
-    """A device and who holds it: `job_id` and `attempt_number` are None where nobody does."""
+    """A device and who holds it: job, its owner and the attempt's number are None where nobody does."""
 
     device: Device
     job_id: str | None
+    owner: str | None
     attempt_number: int | None
 
 
@@ -39,12 +46,29 @@ class HostView:
     @property
     def capacity(self) -> HostCapacity:
         devices = [(one.device.index, one.device.state, one.device.cordoned_at) for one in self.devices]
-        return capacity(self.host.name, self.host.device_type, devices)
+        is_drained = self.host.drained_at is not None
+        return capacity(self.host.name, self.host.device_type, devices, is_drained=is_drained)
+
+    @property
+    def status(self) -> HostStatus:
+        """As people see it: a host that is drained is draining, though its worker would take more."""
+        is_drained = self.host.drained_at is not None and self.host.status is HostStatus.ONLINE
+        return HostStatus.DRAINING if is_drained else self.host.status
 
 
-def capacity(name: str, device_type: str, devices: Sequence[tuple[int, DeviceState, datetime | None]]) -> HostCapacity:
+def capacity(
+    name: str,
+    device_type: str,
+    devices: Sequence[tuple[int, DeviceState, datetime | None]],
+    *,
+    is_drained: bool = False,
+) -> HostCapacity:
     """What the planner sees of a host with these devices: (index, state, cordoned at). A simulated NPU host has `npu` devices."""
-    usable = [(index, state) for index, state, cordoned_at in devices if state in IN_SERVICE and cordoned_at is None]
+    usable = (
+        []
+        if is_drained
+        else [(index, state) for index, state, cordoned_at in devices if state in IN_SERVICE and cordoned_at is None]
+    )
     return HostCapacity(
         name=name,
         serves=frozenset([device_type]),
@@ -52,6 +76,7 @@ def capacity(name: str, device_type: str, devices: Sequence[tuple[int, DeviceSta
         num_devices=len(devices),
         usable=tuple(index for index, _ in usable),
         group=group_of(device_type, len(devices)),
+        is_drained=is_drained,
     )
 
 
@@ -118,11 +143,39 @@ def get(session: Session, name: str) -> Host:
     return host
 
 
-def drain(session: Session, name: str) -> Host:
-    """Nothing new is placed there."""
+def leave(session: Session, name: str) -> Host:
+    """Its worker shuts down: nothing new is placed there until one registers again."""
     host = get(session, name)
     host.status = HostStatus.DRAINING
     return host
+
+
+def drain(session: Session, name: str) -> Host:
+    """Nothing new is placed there, whatever its worker does, until that is taken back; what runs goes on. Again is no error."""
+    host = get(session, name)
+    host.drained_at = host.drained_at or now()
+    return host
+
+
+def undrain(session: Session, name: str) -> Host:
+    """It takes jobs again, as far as its worker does."""
+    host = get(session, name)
+    host.drained_at = None
+    return host
+
+
+def cordon(session: Session, name: str, index: int) -> Device:
+    """The device is given to nobody once it is free; what runs on it goes on. Raises NotFound. Again is no error."""
+    device = _device(session, name, index)
+    device.cordoned_at = device.cordoned_at or now()
+    return device
+
+
+def uncordon(session: Session, name: str, index: int) -> Device:
+    """It is given out again once it is free."""
+    device = _device(session, name, index)
+    device.cordoned_at = None
+    return device
 
 
 def lose(session: Session, name: str) -> Host:
@@ -139,17 +192,20 @@ def any_registered(session: Session) -> bool:
 def all_hosts(session: Session) -> list[HostView]:
     """Every host with its devices and their holders, by name; two queries."""
     hosts = session.scalars(select(Host).order_by(Host.name)).all()
-    rows = session.execute(
-        select(Device, Attempt.job_id, Attempt.number)
-        .outerjoin(Attempt, Attempt.id == Device.attempt_id)
-        .order_by(Device.host, Device.index)
-    ).all()
     devices: dict[str, list[DeviceView]] = {host.name: [] for host in hosts}
-    for device, job_id, number in rows:
+    for one in _views(session, _DEVICES):
         # PostgreSQL's second look may see a host that has registered since the first.
-        if device.host in devices:
-            devices[device.host].append(DeviceView(device, job_id, number))
+        if one.device.host in devices:
+            devices[one.device.host].append(one)
     return [HostView(host, devices[host.name]) for host in hosts]
+
+
+def view(session: Session, name: str) -> HostView:
+    """One host with its devices and their holders. Raises NotFound."""
+    host = session.get(Host, name)
+    if host is None:
+        raise NotFound(f"no such host: {name}")
+    return HostView(host, _views(session, _DEVICES.where(Device.host == name)))
 
 
 def hold(session: Session, name: str, *, device_indices: Sequence[int], attempt_id: str) -> None:
@@ -190,6 +246,17 @@ def in_doubt(session: Session, name: str, state: DeviceState) -> Sequence[str]:
         .where(Device.host == name, Device.state == state, Device.attempt_id.is_not(None))
         .distinct()
     ).all()  # pyright: ignore[reportReturnType]  # the column is nullable, the query leaves the nulls out
+
+
+def _views(session: Session, devices: Select[Any]) -> list[DeviceView]:
+    return [DeviceView(*row) for row in session.execute(devices).all()]
+
+
+def _device(session: Session, name: str, index: int) -> Device:
+    device = session.get(Device, (name, index), with_for_update=True)
+    if device is None:
+        raise NotFound(f"host {name} has no device {index}")
+    return device
 
 
 def _devices(session: Session, name: str) -> Sequence[Device]:

@@ -196,7 +196,8 @@ class Attempt(Base):
 
 
 class Host(Base):
-    """A machine that runs a worker. `beat` works as an attempt's does."""
+    """A machine that runs a worker. `beat` works as an attempt's does. `status` is what its worker makes of it, `drained_at` a person's
+    wish, which outlives the worker: nothing new starts there."""
 
     __tablename__ = "hosts"
     __table_args__ = (CheckConstraint(_one_of("status", HostStatus), name="status"),)
@@ -210,6 +211,7 @@ class Host(Base):
     versions: Mapped[dict[str, str]] = mapped_column(JSON)
     registered_at: Mapped[datetime] = mapped_column(UtcDateTime)
     last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    drained_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class Device(Base):

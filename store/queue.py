@@ -39,7 +39,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Situation:
-    """`hosts` are those that take jobs; `running` the jobs that hold devices, also on other hosts."""
+    """`hosts` are those that are online, drained ones without anything to give; `running` the jobs that hold devices, also on other hosts."""
 
     waiting: Sequence[Waiting]
     hosts: Sequence[HostCapacity]
@@ -150,7 +150,7 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
     rows = session.execute(
         select(
             Host.name, Host.status, Host.device_type, Device.index.label("device_index"), Device.state, Device.cordoned_at,
-            Device.attempt_id, Attempt.ran_s, Job.id, Job.owner, Job.preset, Job.priority, Job.intent, Job.eta_s, Job.time_limit_s,
+            Host.drained_at, Device.attempt_id, Attempt.ran_s, Job.id, Job.owner, Job.preset, Job.priority, Job.intent, Job.eta_s, Job.time_limit_s,
             Job.ran_s.label("ran_before_s"),
         )
         .join(Device, Device.host == Host.name)
@@ -170,7 +170,10 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
 
 def _capacity(name: str, devices: Sequence[Any]) -> HostCapacity:
     return hosts.capacity(
-        name, devices[0].device_type, [(one.device_index, one.state, one.cordoned_at) for one in devices]
+        name,
+        devices[0].device_type,
+        [(one.device_index, one.state, one.cordoned_at) for one in devices],
+        is_drained=devices[0].drained_at is not None,
     )
 
 

@@ -163,7 +163,7 @@ class HostLoop:
     def _ask_attempts_to_stop(self) -> None:
         log.info("draining")
         with self._database.write() as session:
-            hosts.drain(session, self._settings.host_name)
+            hosts.leave(session, self._settings.host_name)
             asked = [attempt.job_id for attempt in attempts.open_on_host(session, self._settings.host_name)]
             for job_id in asked:
                 jobs.preempt(session, job_id, why=f"host {self._settings.host_name} is shutting down")

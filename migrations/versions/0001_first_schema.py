@@ -70,6 +70,7 @@ def upgrade() -> None:
         sa.Column("versions", sa.JSON(), nullable=False),
         sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("drained_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("status IN ('online', 'draining', 'lost')", name=op.f("ck_hosts_status")),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_hosts")),
     )

@@ -119,10 +119,12 @@ class Host:
 
 
 class Fleet:
-    """All hosts of a pass. Hosts that look alike, with the same devices free, are kept together: a search looks at each kind once."""
+    """All hosts of a pass but the drained ones, which only words are about. Hosts that look alike, with the same devices free, are kept together: a search looks at each kind once."""
 
     def __init__(self, hosts: Iterable[HostCapacity], running: Iterable[RunningJob]) -> None:
-        self.hosts = [Host(rank, one) for rank, one in enumerate(sorted(hosts, key=lambda one: one.name))]
+        given = sorted(hosts, key=lambda one: one.name)
+        self.drained = [one for one in given if one.is_drained]
+        self.hosts = [Host(rank, one) for rank, one in enumerate(one for one in given if not one.is_drained)]
         self.by_name = {host.name: host for host in self.hosts}
         self.running: dict[str, list[RunningJob]] = {}
         for job in running:

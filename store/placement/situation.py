@@ -62,6 +62,7 @@ class HostCapacity:
 
     `serves` are the device types it runs; a simulated NPU host serves `npu`. `usable` are the devices that may be given out once nobody
     holds them; `free` are those of them that nobody holds. `group` is the size of its linked groups of devices, 0 where all are alike.
+    One that is drained has none to give, and is given so that those who wait can be told.
     """
 
     name: str
@@ -70,6 +71,7 @@ class HostCapacity:
     num_devices: int
     usable: tuple[int, ...]
     group: int = 0
+    is_drained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,6 +116,9 @@ class _Words:
         return max(hosts, key=lambda host: (host.free.bit_count(), -host.rank), default=None)
 
     def _say_never(self, device_type: str, count: int) -> str:
+        for drained in self._fleet.drained:
+            if drained.num_devices >= count and (device_type == ANY or device_type in drained.serves):
+                return f"{drained.name}, which has {drained.num_devices}, is drained: nothing new starts there"
         if not self._fleet.hosts:
             return "no host is online: start a worker"
         serving = self._fleet.serving(device_type)

@@ -94,7 +94,7 @@ MUTANTS: Final = (
         "draining-ignored",
         "a host that drains is given jobs",
         "store/attempts.py",
-        "target is None or target.status is not HostStatus.ONLINE",
+        "target is None or target.status is not HostStatus.ONLINE or target.drained_at is not None",
         "target is None",
     ),
     _one(

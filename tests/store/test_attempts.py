@@ -46,7 +46,7 @@ def test_devices_that_are_not_there_are_not_placed_on(
 def test_a_draining_host_takes_nothing(database: Database, host: str, submit: Submit) -> None:
     job_id = submit()
     with database.write() as session:
-        hosts.drain(session, host)
+        hosts.leave(session, host)
     with pytest.raises(PlacementConflict), database.write() as session:
         attempts.place(session, job_id, host=host, device_indices=[0, 1])
 
@@ -171,7 +171,7 @@ def test_the_timeline_tells_the_whole_life(database: Database, running: Attempt)
 
 def test_a_worker_that_registers_again_keeps_what_is_held(database: Database, running: Attempt) -> None:
     with database.write() as session:
-        hosts.drain(session, "a")
+        hosts.leave(session, "a")
         hosts.register(session, "a", device_type="cpu", device_names=["slot"], boot_id="boot-2", versions={})
     with database.read() as session:
         view = hosts.all_hosts(session)[0]

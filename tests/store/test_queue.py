@@ -40,7 +40,7 @@ def test_only_devices_in_service_can_be_given_and_only_hosts_online(
         session.get_one(Device, (host, 3)).state = DeviceState.QUARANTINED
         for name in ("b", "c"):
             hosts.register(session, name, device_type="npu", device_names=["npu"] * 8, boot_id="1", versions={})
-        hosts.drain(session, "b")
+        hosts.leave(session, "b")
     with database.read() as session:
         first, second = queue.read(session, Usage()).hosts
     assert (first.name, first.free, first.usable, first.num_devices, first.group) == ("a", (2,), (0, 1, 2), 4, 0)

@@ -287,7 +287,7 @@ class Life(RuleBasedStateMachine):
         slots = ["slot"] * DEVICES[name]
         with self.database.write() as session:
             if drains:
-                hosts.drain(session, name)
+                hosts.leave(session, name)
             else:
                 hosts.register(session, name, device_type="cpu", device_names=slots, boot_id="c", versions={})
         self.oracle.hosts[name].status = "draining" if drains else "online"
