@@ -36,6 +36,13 @@ async def job_id(job_id: Annotated[str, Path(description="A job's id.")]) -> str
     return job_id
 
 
+async def operator(identity: Annotated[Identity, Depends(identity)]) -> Identity:
+    """Raises Problem for who may not change the hosts."""
+    if identity.scope != "admin":
+        raise Problem("forbidden", "Only an admin may change hosts.")
+    return identity
+
+
 def owner_filter(identity: Identity) -> str | None:
     """Whose jobs one may see: None is everybody's."""
     return None if identity.scope == "admin" else identity.owner
@@ -48,4 +55,5 @@ def visible_job(session: Session, job_id: str, identity: Identity) -> Job:
 
 CurrentPlane = Annotated[Plane, Depends(plane)]
 Caller = Annotated[Identity, Depends(identity)]
+Operator = Annotated[Identity, Depends(operator)]
 JobId = Annotated[str, Depends(job_id)]

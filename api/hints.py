@@ -24,6 +24,7 @@ class Hints:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._changed: dict[str, bool] = {}
+        self._hosts: set[str] = set()
         self._schedule = False
         self._closing = False
 
@@ -34,6 +35,10 @@ class Hints:
         """Its intent or its place in the queue has changed."""
         self._add(job_id, intent=True, schedule=True)
 
+    def host_changed(self, name: str) -> None:
+        """It takes more, or less, than before."""
+        self._add(name, schedule=True, is_host=True)
+
     def close(self) -> None:
         with self._wake:
             self._closing = True
@@ -41,13 +46,15 @@ class Hints:
         if self._thread is not None:
             self._thread.join(timeout=2)
 
-    def _add(self, job_id: str, *, intent: bool = False, schedule: bool = False) -> None:
+    def _add(self, name: str, *, intent: bool = False, schedule: bool = False, is_host: bool = False) -> None:
         with self._wake:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hints", daemon=True)
                 self._thread.start()
-            if len(self._changed) < MAX_PENDING:
-                self._changed[job_id] = self._changed.get(job_id, False) or intent
+            if is_host:
+                self._hosts.add(name)
+            elif len(self._changed) < MAX_PENDING:
+                self._changed[name] = self._changed.get(name, False) or intent
             self._schedule = self._schedule or schedule
             self._wake.notify()
 
@@ -56,8 +63,8 @@ class Hints:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._changed or self._schedule or self._closing)
-                changed, schedule = self._changed, self._schedule
-                self._changed, self._schedule = {}, False
+                changed, changed_hosts, schedule = self._changed, self._hosts, self._schedule
+                self._changed, self._hosts, self._schedule = {}, set(), False
                 if self._closing and not changed and not schedule:
                     break
             try:
@@ -67,6 +74,8 @@ class Hints:
                     if intent:
                         notifier.publish_intent(job_id)
                     notifier.publish_job(job_id)
+                for name in changed_hosts:
+                    notifier.publish_host(name)
             except Exception:  # the thread's edge: a hint that fails must not end the next ones
                 log.exception("a wake-up could not be sent")
             with self._wake:

@@ -112,9 +112,12 @@ class Progress(_Out):
 
 
 class Wait(_Out):
+    """`is_promised`: devices are kept for it, so that the estimate moves only with the jobs that hold them."""
+
     position: int | None
     reason: str
     estimated_start_at: datetime | None
+    is_promised: bool
 
 
 class Attempt(_Out):
@@ -232,12 +235,16 @@ class Device(_Out):
     state: DeviceState
     cordoned: bool
     job_id: str | None
+    owner: str | None
     attempt: int | None
 
 
 class Host(_Out):
+    """`drained_at`: since when somebody wants nothing new to start there."""
+
     name: str
     status: HostStatus
+    drained_at: datetime | None
     device_type: str
     devices: list[Device]
     versions: dict[str, str]

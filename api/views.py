@@ -67,7 +67,12 @@ def dry_run(new: NewJob, verdict: Placement | Wait) -> schemas.DryRun:
     else:
         start_at = None if verdict.starts_in_s is None else now() + timedelta(seconds=verdict.starts_in_s)
         reason = reasons.of_wait(verdict.reason or reasons.of_unplanned(no_hosts=False), verdict.position)
-        wait = schemas.Wait(position=verdict.position, reason=reason, estimated_start_at=start_at)
+        wait = schemas.Wait(
+            position=verdict.position,
+            reason=reason,
+            estimated_start_at=start_at,
+            is_promised=verdict.reservation is not None,
+        )
     return schemas.DryRun(spec=spec(new), placement=placement, wait=wait, steps=None)
 
 
@@ -103,13 +108,15 @@ def host(view: HostView) -> schemas.Host:
             state=one.device.state,
             cordoned=one.device.cordoned_at is not None,
             job_id=one.job_id,
+            owner=one.owner,
             attempt=one.attempt_number,
         )
         for one in view.devices
     ]
     return schemas.Host(
         name=row.name,
-        status=row.status,
+        status=view.status,
+        drained_at=row.drained_at,
         device_type=row.device_type,
         devices=devices,
         versions=row.versions,
@@ -181,7 +188,12 @@ def _wait(row: models.Job, *, no_hosts: bool, position: int | None) -> schemas.W
     if row.status is not JobStatus.QUEUED:
         return None
     reason = reasons.of_wait(row.wait_reason or reasons.of_unplanned(no_hosts=no_hosts), position)
-    return schemas.Wait(position=position, reason=reason, estimated_start_at=row.estimated_start_at)
+    return schemas.Wait(
+        position=position,
+        reason=reason,
+        estimated_start_at=row.estimated_start_at,
+        is_promised=row.reservation is not None,
+    )
 
 
 def _result(result: Mapping[str, Any] | None) -> schemas.Result | None:

@@ -25,6 +25,9 @@ app = typer.Typer(
 
 JobId = Annotated[str, typer.Argument(help="the job's id", metavar="JOB")]
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB...")]
+HostName = Annotated[str, typer.Argument(metavar="HOST")]
+HostNames = Annotated[list[str], typer.Argument(metavar="HOST...")]
+DeviceIndices = Annotated[list[int], typer.Argument(min=0, metavar="DEVICE...")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the API's answer as it is")]
 
 
@@ -216,6 +219,30 @@ def hosts(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def drain(names: HostNames, as_json: AsJson = False) -> None:
+    """Start nothing new on these hosts; what runs there goes on to its end."""
+    _change([f"/hosts/{spec.host_name(name)}/drain" for name in names], as_json=as_json)
+
+
+@app.command()
+def undrain(names: HostNames, as_json: AsJson = False) -> None:
+    """Let new jobs start on these hosts again."""
+    _change([f"/hosts/{spec.host_name(name)}/undrain" for name in names], as_json=as_json)
+
+
+@app.command()
+def cordon(name: HostName, devices: DeviceIndices, as_json: AsJson = False) -> None:
+    """Give these devices of a host to no other job; what runs on them goes on to its end."""
+    _change([f"/hosts/{spec.host_name(name)}/devices/{index}/cordon" for index in devices], as_json=as_json)
+
+
+@app.command()
+def uncordon(name: HostName, devices: DeviceIndices, as_json: AsJson = False) -> None:
+    """Let new jobs have these devices again."""
+    _change([f"/hosts/{spec.host_name(name)}/devices/{index}/uncordon" for index in devices], as_json=as_json)
+
+
+@app.command()
 def presets(as_json: AsJson = False) -> None:
     """The named training configs a job can start from."""
     page = client.request(_connect(), "GET", "/presets")
@@ -253,6 +280,17 @@ def _ask(verb: str, job_ids: list[str], *, as_json: bool) -> None:
         _print_json(job) if as_json else print(
             f"{job['id']}  {client.printable(job['status_reason'] or job['status'])}"
         )
+
+
+def _change(paths: list[str], *, as_json: bool) -> None:
+    """Each in turn; then the host as the last answer has it."""
+    http = _connect()
+    changed: dict[str, Any] = {}
+    for path in paths:
+        host = client.request(http, "POST", path)
+        changed[host["name"]] = host
+    page = {"data": list(changed.values())}
+    _print_json(page) if as_json else tables.hosts(page)
 
 
 def _print_json(answer: Any) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 TOP_FIELDS = frozenset({"name", "preset", "num_devices", "device_type", "priority", "time_limit_s"})
 FILE_FIELDS = frozenset({"train_file", "validation_file", "tokenizer_name", "model_name_or_path"})
@@ -37,6 +38,13 @@ def job_id(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text) or text.strip(".") == "":
         raise SpecError(f"{text!r} is no job id; `longyard jobs` lists them")
     return text
+
+
+def host_name(text: str) -> str:
+    """A host's name, quoted for a path. Raises SpecError."""
+    if text.strip(".") == "":
+        raise SpecError(f"{text!r} is no host; `longyard hosts` lists them")
+    return quote(text, safe="")
 
 
 def _read(file: Path) -> dict[str, Any]:

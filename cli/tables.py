@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ _STATUS_STYLE = {"running": "cyan", "succeeded": "green", "failed": "red", "onli
 
 
 def jobs(page: Json) -> None:
-    """One line a job."""
+    """One line a job. A queued one shows its place and when it may start where others show how far they are."""
     rows = [
         [job["id"], job["name"], job["status"], _progress(job), _where(job), job["status_reason"] or ""]
         for job in page["data"]
@@ -33,6 +34,8 @@ def job(job: Json) -> None:
         ("name", job["name"]),
         ("status", job["status"]),
         ("reason", job["status_reason"]),
+        ("position", (job["wait"] or {}).get("position")),
+        ("starts", _start(job["wait"], with_doubt=True)),
         ("preset", job["preset"]),
         ("devices", f"{job['num_devices']} × {job['device_type']}"),
         ("progress", _progress(job)),
@@ -91,13 +94,16 @@ def events(page: Json) -> None:
 
 
 def hosts(page: Json) -> None:
-    """A line a device."""
+    """A line a device, then each host's versions."""
     rows = [
-        [host["name"], host["status"], host["device_type"], device["index"], device["state"], device["job_id"] or ""]
+        [host["name"], host["status"], host["device_type"], device["index"], _state(device), *_holder(device)]
         for host in page["data"]
         for device in host["devices"]
     ]
-    _table(["host", "status", "type", "device", "state", "job"], rows)
+    _table(["host", "status", "type", "device", "state", "job", "owner"], rows)
+    for host in page["data"]:
+        versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+        print(f"{printable(host['name'])}: {printable(versions)}; last seen {printable(host['last_seen_at'])}")
 
 
 def presets(page: Json) -> None:
@@ -134,7 +140,9 @@ def number(value: float | None) -> str:
 
 
 def _progress(job: Json) -> str:
-    progress = job["progress"]
+    progress, wait = job["progress"], job["wait"]
+    if wait and wait["position"] is not None:
+        return ", ".join(part for part in (f"#{wait['position']}", _start(wait)) if part)
     if not progress:
         return ""
     total = progress.get("total_steps")
@@ -146,6 +154,32 @@ def _where(job: Json) -> str:
     if not attempt or not attempt.get("host"):
         return ""
     return f"{attempt['host']} [{', '.join(str(index) for index in attempt['devices'])}]"
+
+
+def _start(wait: Json | None, *, with_doubt: bool = False) -> str:
+    """`in about 40 min`; where devices are kept for it, that is until when; else it may well take twice as long, or half."""
+    if not wait or not wait["estimated_start_at"]:
+        return ""
+    left = datetime.fromisoformat(wait["estimated_start_at"]) - datetime.now(UTC)
+    when = f"in about {_minutes(left.total_seconds() / 60)}"
+    if not with_doubt:
+        return when
+    doubt = "devices are kept for it; later only if what runs there takes longer than it says"
+    return f"{when} ({doubt if wait['is_promised'] else 'rough, easily off by a factor of two'})"
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 90:
+        return f"{max(1, math.ceil(minutes))} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} days"
+
+
+def _state(device: Json) -> str:
+    return f"{device['state']}, cordoned" if device["cordoned"] else str(device["state"])
+
+
+def _holder(device: Json) -> tuple[str, str]:
+    return (device["job_id"], device["owner"] or "") if device["job_id"] else ("", "")
 
 
 def _log_tail(job: Json) -> None:

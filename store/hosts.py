@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -248,7 +248,7 @@ def in_doubt(session: Session, name: str, state: DeviceState) -> Sequence[str]:
     ).all()  # pyright: ignore[reportReturnType]  # the column is nullable, the query leaves the nulls out
 
 
-def _views(session: Session, devices: Select[Any]) -> list[DeviceView]:
+def _views(session: Session, devices: Select[Device, str, str, int]) -> list[DeviceView]:
     return [DeviceView(*row) for row in session.execute(devices).all()]
 
 

@@ -39,7 +39,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Situation:
-    """`hosts` are those that are online, drained ones without anything to give; `running` the jobs that hold devices, also on other hosts."""
+    """`hosts` are those that are online, drained ones with nothing to give; `running` the jobs that hold devices, also elsewhere."""
 
     waiting: Sequence[Waiting]
     hosts: Sequence[HostCapacity]
@@ -150,8 +150,8 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
     rows = session.execute(
         select(
             Host.name, Host.status, Host.device_type, Device.index.label("device_index"), Device.state, Device.cordoned_at,
-            Host.drained_at, Device.attempt_id, Attempt.ran_s, Job.id, Job.owner, Job.preset, Job.priority, Job.intent, Job.eta_s, Job.time_limit_s,
-            Job.ran_s.label("ran_before_s"),
+            Device.attempt_id, Attempt.ran_s, Job.id, Job.owner, Job.preset, Job.priority, Job.intent, Job.eta_s, Job.time_limit_s,
+            Job.ran_s.label("ran_before_s"), Host.drained_at,
         )
         .join(Device, Device.host == Host.name)
         .outerjoin(Attempt, Attempt.id == Device.attempt_id)

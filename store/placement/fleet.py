@@ -119,7 +119,8 @@ class Host:
 
 
 class Fleet:
-    """All hosts of a pass but the drained ones, which only words are about. Hosts that look alike, with the same devices free, are kept together: a search looks at each kind once."""
+    """All hosts of a pass but the drained ones, which only words are about. Hosts that look alike, with the same devices free, are kept
+    together: a search looks at each kind once."""
 
     def __init__(self, hosts: Iterable[HostCapacity], running: Iterable[RunningJob]) -> None:
         given = sorted(hosts, key=lambda one: one.name)

@@ -40,7 +40,8 @@ def test_the_document_is_complete(client: httpx.Client) -> None:
         "submit_job", "list_jobs", "get_job", "cancel_job", "list_attempts", "list_events", "list_checkpoints", "list_artifacts",
         "get_artifact", "get_logs", "get_metrics",
         "pause_job", "resume_job", "retry_job", "stream_job", "stream_all",
-        "list_hosts", "list_presets", "get_schema", "create_login_code", "login", "logout", "get_health",
+        "list_hosts", "drain_host", "undrain_host", "cordon_device", "uncordon_device",
+        "list_presets", "get_schema", "create_login_code", "login", "logout", "get_health",
         "get_readiness",
     }  # fmt: skip
     for operation in operations.values():

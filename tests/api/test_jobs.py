@@ -49,6 +49,7 @@ def test_a_submitted_job_reads_back_as_the_contract_says(client: httpx.Client, s
         "position": None,
         "reason": "no host is registered yet: start a worker",
         "estimated_start_at": None,
+        "is_promised": False,
     }
     assert [job[name] for name in ("started_at", "progress", "attempt", "result", "log_tail")] == [None] * 5
     assert job["created_at"].endswith("Z")
@@ -75,6 +76,7 @@ def test_a_dry_run_says_why_it_would_wait(
         "position": 1,
         "reason": "needs 3 free cpu devices on one host; a has 2 of 4 free, kept for it",
         "estimated_start_at": None,
+        "is_promised": True,
     }
 
 
@@ -411,6 +413,7 @@ def test_hosts_show_their_devices_and_holders(client: httpx.Client, running: Att
         "state": "held",
         "cordoned": False,
         "job_id": running.job_id,
+        "owner": "admin",
         "attempt": 1,
     }
 

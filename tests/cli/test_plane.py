@@ -41,6 +41,13 @@ def test_it_tells_where_it_is_and_stops_without_a_trace(up: Up, eventually: Call
     assert str(up.data_dir / "token") in said
     assert (up.data_dir / "token").stat().st_mode & 0o777 == 0o600
     eventually(lambda: "online" in up.longyard("hosts").stdout)
+    assert "draining" in up.longyard("drain", "here").stdout
+    assert "free, cordoned" in up.longyard("cordon", "here", "0", "1").stdout
+    uncordoned = up.longyard("uncordon", "here", "0", "1").stdout
+    assert "cordoned" not in uncordoned
+    assert "last seen" in uncordoned
+    assert "online" in up.longyard("undrain", "here").stdout
+    assert up.longyard("drain", "elsewhere").returncode == 2
     processes = everything(up)
     assert len(processes) >= 4
     up.process.send_signal(signal.SIGINT)

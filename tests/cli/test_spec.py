@@ -61,3 +61,11 @@ def test_a_setting_needs_a_key_and_a_value(setting: str) -> None:
 def test_a_job_id_never_becomes_another_path(text: str) -> None:
     with pytest.raises(spec.SpecError):
         spec.job_id(text)
+
+
+def test_a_host_name_never_becomes_another_path() -> None:
+    assert spec.host_name("npu-07") == "npu-07"
+    assert spec.host_name("../jobs?a#b") == "..%2Fjobs%3Fa%23b"
+    for text in ("", ".", ".."):
+        with pytest.raises(spec.SpecError):
+            spec.host_name(text)

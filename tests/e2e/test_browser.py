@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -167,6 +168,62 @@ def test_a_used_link_and_no_login_are_answered_in_words(chromium: Browser, plane
     page.get_by_test_id("sign-in").click()
     expect(page).to_have_url(plane.url + "/ui/")
     context.close()
+
+
+def test_who_waits_is_told_its_place_why_and_until_when(page: Page, plane: Plane, eventually: Eventually) -> None:
+    first = plane.submit("runs", num_devices=3, max_steps=100_000)
+    eventually(lambda: (plane.job(first)["progress"] or {}).get("eta_s"))
+    wide, behind = (plane.submit(name, num_devices=4, max_steps=5) for name in ("wide", "behind"))
+    estimated = eventually(lambda: plane.job(wide)["wait"]["estimated_start_at"])
+    assert estimated
+
+    page.goto(f"{plane.url}/ui/jobs/{wide}")
+    expect(page.get_by_test_id("reason")).to_have_text(
+        re.compile(r"waiting: needs 4 free cpu devices on one host; e2e frees 4 in about \d+ (min|h)$")
+    )
+    expect(page.get_by_test_id("place")).to_have_text("1")
+    expect(page.get_by_test_id("estimate")).to_contain_text("in ")
+    expect(page.get_by_test_id("estimate")).to_contain_text("cards are kept for it")
+    shot(page, "waits")
+
+    page.goto(f"{plane.url}/ui/jobs/{behind}")
+    expect(page.get_by_test_id("reason")).to_contain_text("1 job ahead")
+    expect(page.get_by_test_id("place")).to_have_text("2")
+    page.goto(f"{plane.url}/ui/")
+    row = page.get_by_test_id("job-row").filter(has_text="wide")
+    expect(row).to_contain_text("position 1 in the queue")
+    expect(row).to_contain_text("starts in ")
+    expect(row.get_by_test_id("wait")).to_contain_text("needs 4 free cpu devices on one host")
+    shot(page, "queue")
+
+    plane.post(f"/jobs/{wide}/cancel")
+    row = page.get_by_test_id("job-row").filter(has_text="behind")
+    expect(row).to_contain_text("position 1 in the queue")  # it has moved up, without a reload
+
+
+def test_a_host_is_drained_and_a_card_cordoned_on_their_page(page: Page, plane: Plane, eventually: Eventually) -> None:
+    job_id = plane.submit("stays", max_steps=100_000)
+    eventually(lambda: (plane.job(job_id)["progress"] or {}).get("step"))
+    page.goto(f"{plane.url}/ui/hosts")
+    host = page.get_by_test_id("host").filter(has_text="e2e")
+    card = host.get_by_test_id("device").nth(plane.job(job_id)["attempt"]["devices"][0])
+    expect(card).to_contain_text("In use · admin")
+
+    card.get_by_test_id("cordon").click()
+    expect(card).to_contain_text("Cordoned")
+    expect(card.get_by_test_id("uncordon")).to_be_visible()
+    host.get_by_test_id("drain").click()
+    expect(host).to_contain_text("Draining")
+    waits = plane.submit("waits", max_steps=5)
+    eventually(lambda: "e2e, which has 4, is drained" in plane.job(waits)["wait"]["reason"])
+    assert plane.job(job_id)["status"] == "running"
+    shot(page, "drained")
+
+    host.get_by_test_id("undrain").click()
+    expect(host).to_contain_text("Online")
+    eventually(lambda: plane.job(waits)["status"] != "queued")
+    card.get_by_test_id("uncordon").click()
+    expect(card.get_by_test_id("cordon")).to_be_visible()
 
 
 def submit_from(page: Page, spec: Json) -> str:

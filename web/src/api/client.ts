@@ -47,6 +47,18 @@ export const getMetrics = (id: string, names: readonly string[]): Promise<Metric
 
 export const listHosts = (): Promise<{ data: Host[] }> => body(api.GET('/hosts'));
 
+/** Whether new jobs start there. Answers the host as it stands then. */
+export const drainHost = (name: string, drained: boolean): Promise<Host> =>
+  body(api.POST(`/hosts/{name}/${drained ? 'drain' : 'undrain'}`, { params: { path: { name } } }));
+
+/** Whether the card is given to new jobs. */
+export const cordonDevice = (name: string, index: number, cordoned: boolean): Promise<Host> =>
+  body(
+    api.POST(`/hosts/{name}/devices/{index}/${cordoned ? 'cordon' : 'uncordon'}`, {
+      params: { path: { name, index } },
+    }),
+  );
+
 export const login = (credentials: Credentials): Promise<unknown> =>
   body(api.POST('/login', { body: credentials }));
 

@@ -1,12 +1,14 @@
-// The hosts and their cards: which is free, which job holds which.
+// The hosts and their cards: which is free, which job holds which; taken out of use and back.
+import { useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
-import type { Device, Host } from '../api/types';
+import { ApiError, cordonDevice, drainHost } from '../api/client';
+import type { Host } from '../api/types';
 import { formatAge, formatCount } from '../lib/format';
-import { hrefOf } from '../lib/route';
+import { DeviceCell } from '../components/Device';
 import { LoadingNotice, Notice } from '../components/Notice';
 import { now } from '../state/clock';
 import { locale, messages } from '../state/preferences';
-import { hosts, hostsLoading, readHosts } from '../state/yard';
+import { hosts, hostsLoading, readHosts, showHost } from '../state/yard';
 
 export function HostsPage() {
   const t = messages.value;
@@ -39,8 +41,23 @@ function HostCard({ host }: { host: Host }) {
   const t = messages.value;
   const free = host.devices.filter((device) => device.state === 'free' && !device.cordoned).length;
   const count = (n: number): string => formatCount(n, locale.value);
+  const busy = useSignal(false);
+  const problem = useSignal<string | null>(null);
+  const send = async (change: Promise<Host>): Promise<void> => {
+    busy.value = true;
+    problem.value = null;
+    try {
+      showHost(await change);
+    } catch (error) {
+      const why = error instanceof ApiError && error.status > 0 ? error.message : t.no_answer;
+      problem.value = t.action_failed(why);
+    } finally {
+      busy.value = false;
+    }
+  };
+  const isDrained = host.drained_at !== null;
   return (
-    <section class="card host" data-testid="host">
+    <section class="card host" data-testid="host" data-host={host.name}>
       <div class="card-head">
         <h2>{host.name}</h2>
         <span class={`host-status host-${host.status}`}>{t[host.status]}</span>
@@ -48,10 +65,33 @@ function HostCard({ host }: { host: Host }) {
         {host.status === 'lost' && (
           <span class="quiet">{t.last_seen(formatAge(host.last_seen_at, now.value, locale.value))}</span>
         )}
+        {host.drained_at !== null && (
+          <span class="quiet">{t.drained_since(formatAge(host.drained_at, now.value, locale.value))}</span>
+        )}
+        <button
+          type="button"
+          class="button button-small host-action"
+          title={isDrained ? t.undrain_hint : t.drain_hint}
+          disabled={busy.value}
+          data-testid={isDrained ? 'undrain' : 'drain'}
+          onClick={() => void send(drainHost(host.name, !isDrained))}
+        >
+          {isDrained ? t.undrain : t.drain}
+        </button>
       </div>
+      {problem.value !== null && (
+        <p class="action-problem" role="alert">
+          {problem.value}
+        </p>
+      )}
       <ul class="devices">
         {host.devices.map((device) => (
-          <DeviceCell key={device.index} device={device} />
+          <DeviceCell
+            key={device.index}
+            device={device}
+            busy={busy.value}
+            cordon={(cordoned) => void send(cordonDevice(host.name, device.index, cordoned))}
+          />
         ))}
       </ul>
       <p class="quiet versions">
@@ -60,22 +100,5 @@ function HostCard({ host }: { host: Host }) {
           .join(' · ')}
       </p>
     </section>
-  );
-}
-
-function DeviceCell({ device }: { device: Device }) {
-  const t = messages.value;
-  const state = device.cordoned && device.state === 'free' ? 'cordoned' : device.state;
-  return (
-    <li class={`device device-${state}`} title={device.name}>
-      <span class="device-name">{t.card(device.index)}</span>
-      {device.job_id === null ? (
-        <span class="device-state">{t[state]}</span>
-      ) : (
-        <a class="device-state" href={hrefOf({ page: 'job', id: device.job_id })}>
-          {t[state]}
-        </a>
-      )}
-    </li>
   );
 }

@@ -2,7 +2,7 @@
 import { useEffect, useMemo } from 'preact/hooks';
 import type { Action } from '../api/client';
 import type { Job } from '../api/types';
-import { formatPercent, formatRanges } from '../lib/format';
+import { formatCount, formatPercent, formatRanges } from '../lib/format';
 import { isTerminal } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { Actions } from '../components/Actions';
@@ -99,9 +99,19 @@ function Facts({ job }: { job: Job }) {
           : t.devices_wanted(job.num_devices, job.device_type)}
       </Fact>
       {attempt && <Fact label={t.attempt}>{attempt.number}</Fact>}
+      {job.status === 'queued' && wait !== null && wait.position !== null && (
+        <Fact label={t.place}>
+          <span data-testid="place">{formatCount(wait.position, locale.value)}</span>
+        </Fact>
+      )}
       {estimated !== null && (
         <Fact label={t.estimated_start}>
-          <Until at={estimated} />
+          <span data-testid="estimate">
+            <Until at={estimated} />
+            <span class="quiet estimate-note">
+              {wait?.is_promised ? t.estimate_promised : t.estimate_rough}
+            </span>
+          </span>
         </Fact>
       )}
       {job.started_at !== null && placed && (

@@ -1,7 +1,7 @@
 // The table of jobs, live.
 import { useEffect } from 'preact/hooks';
 import type { Job, JobStatus } from '../api/types';
-import { formatNumber, formatRanges } from '../lib/format';
+import { formatCount, formatNumber, formatRanges, formatUntil } from '../lib/format';
 import { isTerminal, matches, STATUSES } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { CopyButton } from '../components/Copy';
@@ -9,6 +9,7 @@ import { LoadingNotice, Notice } from '../components/Notice';
 import { ProgressBar, ProgressText } from '../components/Progress';
 import { Status } from '../components/Status';
 import { Age } from '../components/Time';
+import { now } from '../state/clock';
 import { locale, messages } from '../state/preferences';
 import { filter, jobs, jobsLoading, more, readJobs, readMoreJobs } from '../state/yard';
 
@@ -131,6 +132,7 @@ function Row({ job }: { job: Job }) {
 }
 
 function RowProgress({ job }: { job: Job }) {
+  if (job.status === 'queued' && job.wait?.position != null) return <RowWait wait={job.wait} />;
   const sentence = job.status === 'queued' ? (job.wait?.reason ?? job.status_reason) : job.status_reason;
   if (job.status === 'queued' || job.status === 'failed' || !job.progress) {
     return sentence === job.status ? null : <span class="quiet clamp">{sentence}</span>;
@@ -139,6 +141,24 @@ function RowProgress({ job }: { job: Job }) {
     <>
       {!isTerminal(job.status) && <ProgressBar job={job} />}
       <ProgressText job={job} percent={false} />
+    </>
+  );
+}
+
+/** "position 3 in the queue · starts in 40 min., about", and why it waits. */
+function RowWait({ wait }: { wait: NonNullable<Job['wait']> }) {
+  const t = messages.value;
+  const parts = [t.position(formatCount(wait.position ?? 0, locale.value))];
+  if (wait.estimated_start_at !== null) {
+    const when = formatUntil(wait.estimated_start_at, now.value, locale.value);
+    parts.push(wait.is_promised ? t.starts_about(when) : t.starts_roughly(when));
+  }
+  return (
+    <>
+      <span class="progress-text">{parts.join(' · ')}</span>
+      <span class="quiet clamp" title={wait.reason} data-testid="wait">
+        {wait.reason}
+      </span>
     </>
   );
 }

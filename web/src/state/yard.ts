@@ -76,6 +76,9 @@ export async function readHosts(): Promise<void> {
   }
 }
 
+/** A host as an action has answered it, before the stream tells the same. */
+export const showHost = (host: Host): void => void (hosts.value = upsertHost(hosts.peek(), host));
+
 /** The stream's `reset` makes the first read; after that every change of the filter reads anew, once typing rests. */
 function watchFilter(): () => void {
   let timer: ReturnType<typeof setTimeout> | undefined;
