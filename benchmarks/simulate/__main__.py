@@ -173,7 +173,7 @@ def _estimate(figures: Figures) -> str:
     if one is None:
         return "–"
     told = f"{one.num_told:,} told ({one.share_told:.0%} of who waited)"
-    return f"{told} · error {duration(one.median_error_s)} (median) · {one.within_2x:.0%} within 2×"
+    return f"{told} · error {duration(one.median_error_s)} (median) · {one.within_2x:.0%} within 2× ({one.kept_within_2x:.0%} of promises)"
 
 
 def _promises(figures: Figures) -> str:

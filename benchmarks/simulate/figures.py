@@ -29,13 +29,14 @@ class Waits:
 @dataclass(frozen=True)
 class Estimates:
     """Of the first time that each job was told when it starts. `share_told`: of those that waited for more than one pass. `within_2x`: the
-    wait was between half and twice what was told. `late`: of the promised jobs, those that started more than a minute and a tenth of the
-    wait later than they were told first."""
+    wait was between half and twice what was told; `kept_within_2x`: of those for which devices were kept by then. `late`: of the
+    promised jobs, those that started more than a minute and a tenth of the wait later than they were told first."""
 
     num_told: int
     share_told: float
     median_error_s: float
     within_2x: float
+    kept_within_2x: float
     num_promised: int
     late: float
     median_late_s: float
@@ -159,14 +160,16 @@ def _estimates(outcome: Outcome, starts: dict[str, float]) -> Estimates | None:
     if not outcome.told:
         return None
     errors = np.array([abs(told.start_s - starts[job_id]) for job_id, told in outcome.told.items()])
-    ratios = np.array([_ratio(told, starts[job_id]) for job_id, told in outcome.told.items()])
+    is_near = np.array([0.5 <= _ratio(told, starts[job_id]) <= 2 for job_id, told in outcome.told.items()])
+    is_kept = np.array([told.is_promise for told in outcome.told.values()])
     late = np.array([starts[job_id] - told.start_s for job_id, told in outcome.promised.items()] or [0.0])
     slack = np.array([SLACK_S + (told.start_s - told.at_s) / 10 for told in outcome.promised.values()] or [0.0])
     return Estimates(
         num_told=len(outcome.told),
         share_told=len(outcome.told) / len(outcome.waited),
         median_error_s=float(np.median(errors)),
-        within_2x=float(np.mean((ratios <= 2) & (ratios >= 0.5))),
+        within_2x=float(np.mean(is_near)),
+        kept_within_2x=float(np.mean(is_near[is_kept])) if is_kept.any() else 1.0,
         num_promised=len(outcome.promised),
         late=float(np.mean(late > slack)),
         median_late_s=float(np.median(late)),

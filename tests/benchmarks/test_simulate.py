@@ -48,7 +48,9 @@ def test_the_figures_are_of_the_replay(trace: list[TraceJob], ours: Outcome) -> 
     assert 0 < found.jain_slowdown <= 1
 
 
-def test_exact_estimates_and_one_priority_make_no_promise_late() -> None:
+def test_exact_estimates_and_one_priority_make_no_promise_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each job's limit is what it takes, and nothing is guessed from what such jobs took."""
+    monkeypatch.setattr(replay._Replay, "_typical_s", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
     made_up = traces.synthetic(
         200, num_devices=16, load=1.2, seed=3, mix=traces.Mix(error_spread=0.0, high=0.0, low=0.0)
     )

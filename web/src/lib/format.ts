@@ -64,9 +64,11 @@ export function formatAge(at: string, now: number, locale: Locale): string {
   return relative(-Math.max(0, now - Date.parse(at)), locale);
 }
 
-/** How soon, in one unit: "in 20 min."; what is due is "now". */
+/** How soon, in one unit, rounded: "in 20 min."; what is due is "now". */
 export function formatUntil(at: string, now: number, locale: Locale): string {
-  return relative(Math.max(0, Date.parse(at) - now), locale);
+  const left = Math.max(0, Date.parse(at) - now);
+  const [, size] = unitOf(left / 1000);
+  return relative(Math.round(left / 1000 / size) * size * 1000, locale);
 }
 
 export function formatDateTime(at: string, locale: Locale): string {
@@ -99,10 +101,13 @@ export function formatRanges(indices: readonly number[]): string {
 
 function relative(milliseconds: number, locale: Locale): string {
   const seconds = milliseconds / 1000;
-  const [unit, size] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? ['second', 1];
+  const [unit, size] = unitOf(seconds);
   const format = new Intl.RelativeTimeFormat(LOCALES[locale], { style: 'short', numeric: 'auto' });
   return format.format(Math.trunc(seconds / size), unit);
 }
+
+const unitOf = (seconds: number) =>
+  UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? (['second', 1] as const);
 
 function unitText(value: number, unit: string, locale: Locale): string {
   return numberFormat(locale, { style: 'unit', unit, unitDisplay: 'short' }).format(value);
