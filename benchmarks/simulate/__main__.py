@@ -176,6 +176,10 @@ def _estimate(figures: Figures) -> str:
     return f"{told} · error {duration(one.median_error_s)} (median) · {one.within_2x:.0%} within 2× ({one.kept_within_2x:.0%} of promises)"
 
 
+def _times(factor: float | None) -> str:
+    return "–" if factor is None else f"{factor:.2f}×"
+
+
 def _promises(figures: Figures) -> str:
     one = figures.estimates
     return "–" if one is None else f"{one.num_promised:,} made · {one.late:.1%} late"
@@ -185,18 +189,23 @@ _ROWS: Final[Sequence[tuple[str, Callable[[Figures], str]]]] = (
     ("devices in use, first to last submission", lambda one: f"{one.utilisation:.1%}"),
     ("all done after", lambda one: duration(one.span_s)),
     ("waits: median · p95 · max", lambda one: _waits(one.waits)),
-    ("slowdown, mean over jobs", lambda one: f"{one.mean_slowdown:.2f}×"),
-    ("slowdown, the worst owner's mean", lambda one: f"{one.worst_owner_slowdown:.2f}×"),
+    ("slowdown, mean over jobs", lambda one: _times(one.mean_slowdown)),
+    ("· of owners within an equal share of the devices", lambda one: _times(one.modest_slowdown)),
+    ("· of those who asked for more", lambda one: _times(one.greedy_slowdown)),
+    ("· the worst owner's mean", lambda one: _times(one.worst_owner_slowdown)),
     ("fairness: Jain's index of owners' slowdowns", lambda one: f"{one.jain_slowdown:.3f}"),
     ("stopped to make room", lambda one: f"{one.num_stopped:,}"),
     ("estimated starts", _estimate),
     ("promises", _promises),
-    ("longest queue at a pass", lambda one: f"{one.longest_queue:,}"),
     (
         "a pass, CPU: median · p99 · max",
         lambda one: " · ".join(
             f"{value * 1000:.1f} ms" for value in (one.pass_median_s, one.pass_p99_s, one.pass_max_s)
         ),
+    ),
+    (
+        "· at the longest queue, the slowest",
+        lambda one: f"{one.pass_long_s * 1000:.1f} ms over {one.longest_queue:,} jobs",
     ),
 )
 

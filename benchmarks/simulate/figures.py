@@ -44,7 +44,9 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Figures:
-    """`utilisation`: device time in use from the first to the last submission. `slowdown`: (wait + run) / run, by owner the mean."""
+    """`utilisation`: device time in use from the first to the last submission. `slowdown`: (wait + run) / run, of an owner the mean; of
+    the jobs of owners who asked for no more than an equal share of the devices (`modest`), and of the others' (`greedy`), None where
+    there are none. `pass_long_s`: the slowest of the passes at nine tenths of the longest queue or more. Passes are CPU time."""
 
     utilisation: float
     span_s: float
@@ -54,9 +56,12 @@ class Figures:
     jain_slowdown: float
     worst_owner_slowdown: float
     mean_slowdown: float
+    modest_slowdown: float | None
+    greedy_slowdown: float | None
     pass_median_s: float
     pass_p99_s: float
     pass_max_s: float
+    pass_long_s: float
     num_passes: int
     longest_queue: int
     num_stopped: int
@@ -74,7 +79,9 @@ def read_out(trace: Sequence[TraceJob], outcome: Outcome, *, num_devices: int) -
     slowdown = {job.id: _slowdown(job, ends[job.id]) for job in trace}
     owners = sorted({job.owner for job in trace})
     by_owner = [float(np.mean([slowdown[job.id] for job in trace if job.owner == owner])) for owner in owners]
+    modest = _modest(trace, num_devices)
     passes_s = np.array([took_s for took_s, _ in outcome.passes_s] or [0.0])
+    longest = max((length for _, length in outcome.passes_s), default=0)
     return Figures(
         utilisation=_utilisation(trace, outcome, num_devices),
         span_s=max(ends.values()),
@@ -87,11 +94,14 @@ def read_out(trace: Sequence[TraceJob], outcome: Outcome, *, num_devices: int) -
         jain_slowdown=jain(by_owner),
         worst_owner_slowdown=max(by_owner),
         mean_slowdown=float(np.mean(list(slowdown.values()))),
+        modest_slowdown=_mean(slowdown[job.id] for job in trace if job.owner in modest),
+        greedy_slowdown=_mean(slowdown[job.id] for job in trace if job.owner not in modest),
         pass_median_s=float(np.median(passes_s)),
         pass_p99_s=float(np.percentile(passes_s, 99)),
         pass_max_s=float(passes_s.max()),
+        pass_long_s=max((took_s for took_s, length in outcome.passes_s if length >= 0.9 * longest), default=0.0),
         num_passes=len(outcome.passes_s),
-        longest_queue=max((length for _, length in outcome.passes_s), default=0),
+        longest_queue=longest,
         num_stopped=outcome.num_stopped,
         estimates=_estimates(outcome, starts),
     )
@@ -141,6 +151,20 @@ def _plain(value: Any) -> Any:
 def _slowdown(job: TraceJob, ended_s: float) -> float:
     runs_s = min(job.duration_s, job.limit_s or np.inf)
     return max(1.0, (ended_s - job.submitted_s) / max(runs_s, SHORT_S))
+
+
+def _modest(trace: Sequence[TraceJob], num_devices: int) -> set[str]:
+    """The owners who, until the last submission, asked for no more than each would have if all had the same."""
+    asked: dict[str, float] = {}
+    for job in trace:
+        asked[job.owner] = asked.get(job.owner, 0.0) + job.devices * min(job.duration_s, job.limit_s or np.inf)
+    share = num_devices * max(job.submitted_s for job in trace) / len(asked)
+    return {owner for owner, device_s in asked.items() if device_s <= share}
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    array = np.array(list(values))
+    return float(array.mean()) if len(array) else None
 
 
 def _waits(values: Iterable[float]) -> Waits:

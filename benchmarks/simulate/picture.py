@@ -31,7 +31,7 @@ def draw(
     trace: Sequence[TraceJob], outcomes: Mapping[str, Outcome], found: Mapping[str, Figures], path: Path, *, title: str
 ) -> None:
     """Into a file of the kind that its ending says. The same figures give the same SVG."""
-    with mpl.rc_context(dict(STYLE)):
+    with mpl.rc_context(dict(STYLE)):  # pyright: ignore[reportArgumentType]  # its keys are literals there
         figure = Figure(figsize=(11, 7.2), layout="constrained")
         figure.suptitle(title)
         (waits, use), (owners, told) = figure.subplots(2, 2)

@@ -23,7 +23,7 @@ from store.placement.situation import (
 )
 from store.placement.waits import Blocked
 
-HOSTS_PER_RESERVATION: Final = 16
+HOSTS_PER_RESERVATION: Final = 8
 """One reservation a device type, and one more for every so many hosts that serve it: each keeps devices from jobs of unknown length."""
 MOST_RESERVED: Final = 64
 TELL: Final = 200

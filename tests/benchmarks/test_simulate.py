@@ -46,6 +46,10 @@ def test_the_figures_are_of_the_replay(trace: list[TraceJob], ours: Outcome) -> 
     assert found.estimates is not None
     assert found.estimates.num_promised > 10
     assert 0 < found.jain_slowdown <= 1
+    assert found.modest_slowdown is not None
+    assert found.greedy_slowdown is not None
+    assert found.modest_slowdown < found.mean_slowdown < found.greedy_slowdown, "that is what fair shares are for"
+    assert 0 < found.pass_long_s <= found.pass_max_s
 
 
 def test_exact_estimates_and_one_priority_make_no_promise_late(monkeypatch: pytest.MonkeyPatch) -> None:
