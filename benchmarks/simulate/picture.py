@@ -16,7 +16,7 @@ from benchmarks.simulate.traces import TraceJob
 
 COLOURS: Final = ("#2f6fde", "#c0762b")
 MINUTE_S, HOUR_S = 60.0, 3600.0
-MOST_DOTS: Final = 2000
+MOST_DOTS: Final = 600
 STYLE: Final[Mapping[str, Any]] = {
     "svg.hashsalt": "longyard",  # ids of the drawing, which are random otherwise
     "font.size": 9,
@@ -71,7 +71,14 @@ def _draw_use(axes: Any, trace: Sequence[TraceJob], outcomes: Mapping[str, Outco
         used = np.interp(edges, at, area)
         axes.plot(edges[1:] / HOUR_S, np.diff(used) / np.diff(edges), color=COLOURS[number], lw=1.2, label=name)
     axes.axvline(last_s / HOUR_S, color="#888", lw=0.8, ls=":")
-    axes.annotate("last submission", (last_s / HOUR_S, 0), xytext=(3, 4), textcoords="offset points", color="#666")
+    axes.annotate(
+        "last submission",
+        (last_s / HOUR_S, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -9),
+        textcoords="offset points",
+        color="#666",
+    )
     axes.set_xlabel("hours")
     axes.set_ylim(bottom=0)
 
@@ -85,6 +92,7 @@ def _draw_owners(axes: Any, found: Mapping[str, Figures]) -> None:
         axes.plot(range(1, len(owners) + 1), waits, "o-", ms=4, lw=1, color=COLOURS[number], label=name)
     _times(axes.yaxis, axes.set_yscale)
     axes.set_xlabel("owner")
+    axes.set_xticks(range(1, len(owners) + 1))
 
 
 def _draw_told(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
@@ -96,7 +104,7 @@ def _draw_told(axes: Any, outcomes: Mapping[str, Outcome]) -> None:
     dots = [
         (max(told.start_s - told.at_s, 1.0), max(starts[job_id] - told.at_s, 1.0)) for job_id, told in one.told.items()
     ]
-    dots = dots[:: max(1, len(dots) // MOST_DOTS)]
+    dots = dots[:: -(-len(dots) // MOST_DOTS) or 1]
     if dots:
         axes.plot(*zip(*dots, strict=True), ".", ms=3, alpha=0.35, color=COLOURS[0], rasterized=len(dots) > MOST_DOTS)
     limits = np.array([10.0, 3 * 86_400.0])
