@@ -141,6 +141,14 @@ def test_the_command_prints_both_and_keeps_what_it_is_asked_to(
     assert {key: again[key] for key in same} == {key: told["planners"]["ours"][key] for key in same}
 
 
+def test_whole_passes_are_timed_on_a_real_database(capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulate.main(["--hosts", "2", "--jobs", "20", "--whole-passes", "2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert "20 jobs" in head
+    assert len(lines) == 2
+    assert all("s of CPU" in line for line in lines)
+
+
 def test_what_is_no_trace_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert simulate.main(["--trace", str(tmp_path / "none.csv")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
