@@ -1,4 +1,4 @@
-"""What an attempt leaves for people to take: its output, its ranks' errors and stacks. A path is served only if it is in this list."""
+"""What an attempt leaves for people to take: its output, its ranks' errors and stacks, its cards' logs. No other path is served."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from typing import Final
 MAX_FILES: Final = 1000
 MAX_DEPTH: Final = 4
 OUTPUT: Final = "output"
+PLOG: Final = "plog"
+"""What an Ascend card's runtime logged of an attempt that did not end well; of one that did, its supervisor removes it."""
+
 _OF_A_RANK: Final = re.compile(r"r\d+\.((?P<stack>stack)|error\.json)")
 
 
@@ -35,11 +38,12 @@ def of_attempt(run_dir: Path, number: int) -> list[Artifact]:
         for entry in _entries(run_dir)
         if (match := _OF_A_RANK.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False)
     ]
-    if not (run_dir / OUTPUT).is_symlink():
-        found += [
-            _artifact(entry, f"a{number}/{OUTPUT}/{relative}", number, OUTPUT)
-            for relative, entry in _files(run_dir / OUTPUT, depth=MAX_DEPTH)
-        ]
+    for directory in (OUTPUT, PLOG):
+        if not (run_dir / directory).is_symlink():
+            found += [
+                _artifact(entry, f"a{number}/{directory}/{relative}", number, directory)
+                for relative, entry in _files(run_dir / directory, depth=MAX_DEPTH)
+            ]
     return sorted((one for one in found[:MAX_FILES] if one.num_bytes), key=lambda one: one.path)
 
 

@@ -125,6 +125,7 @@ class Attempt(_Out):
     host: str
     devices: list[int]
     device_type: str
+    simulated: bool
     status: AttemptStatus
     exit_reason: ExitReason | None
     message: str | None
@@ -211,7 +212,7 @@ class Checkpoint(_Out):
 
 
 class Artifact(_Out):
-    """`path` goes behind `/jobs/{id}/artifacts/`; `kind` is output, error or stack."""
+    """`path` goes behind `/jobs/{id}/artifacts/`; `kind` is output, error, stack or plog: what an Ascend card's runtime logged."""
 
     path: str
     attempt: int
@@ -230,10 +231,18 @@ class Preset(_Out):
 
 
 class Device(_Out):
+    """`utilization` is in percent. `unfit_reason`: why it is given to nobody, although it is free and not cordoned."""
+
     index: int
     name: str
     state: DeviceState
     cordoned: bool
+    health: str | None
+    temperature_c: float | None
+    utilization: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    unfit_reason: str | None
     job_id: str | None
     owner: str | None
     attempt: int | None

@@ -29,6 +29,9 @@ TRAINER: Final = "benchmarks.trivial_trainer"
 T = TypeVar("T")
 
 
+TOKENIZER: Final = '{"model": {"vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}}}'
+
+
 @dataclass
 class Rig:
     """A running plane. `process` is its `up`; `started_s` is what it took from there to the first 200."""
@@ -152,7 +155,7 @@ def memory_mib(pid: int, name: str) -> float:
 def _start(root: Path, database_url: str, slots: int) -> Rig:
     inputs = root / "inputs"
     (inputs / "tokenizer").mkdir(parents=True)
-    (inputs / "tokenizer" / "tokenizer.json").write_text("{}", "utf-8")
+    (inputs / "tokenizer" / "tokenizer.json").write_text(TOKENIZER, "utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGYARD_")}
     environment |= {
         "LONGYARD_DATA_DIR": str(root / "data"),

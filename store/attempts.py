@@ -59,6 +59,7 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
         host=host,
         device_type=target.device_type,
         devices=sorted(device_indices),
+        simulated=target.simulated,
         status=AttemptStatus.STARTING,
         beat=0,
         metrics_offset=0,
@@ -69,7 +70,8 @@ def place(session: Session, job_id: str, *, host: str, device_indices: Sequence[
     session.flush()
     hosts.hold(session, host, device_indices=attempt.devices, attempt_id=attempt.id)
     jobs.move(session, job, JobStatus.RUNNING, reason=None)
-    events.append(session, job, kind="placed", attempt=attempt.number, host=host, devices=attempt.devices)
+    told = {"simulated": True} if attempt.simulated else {}
+    events.append(session, job, kind="placed", attempt=attempt.number, host=host, devices=attempt.devices, **told)
     session.flush()
     return attempt
 

@@ -113,6 +113,13 @@ class Database:
                 return None
             return session.scalar(text("SELECT version_num FROM alembic_version"))
 
+    def clock(self) -> datetime | None:
+        """What its server's says; None for SQLite, which reads this machine's."""
+        if self.is_sqlite:
+            return None
+        with self.read() as session:
+            return session.scalar(text("SELECT clock_timestamp()"))
+
     def dispose(self) -> None:
         self.engine.dispose()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
@@ -18,6 +18,9 @@ from store.states import DeviceState, HostStatus
 
 IN_SERVICE: Final = frozenset({DeviceState.FREE, DeviceState.HELD})
 """A device in another state, or a cordoned one, is given to nobody."""
+
+UNSEEN: Final = "was freed a moment ago, and its host has not looked at it since"
+"""The `unfit_reason` of a card between the end of its last process, as we saw it, and a look at the card itself."""
 
 _ANY: Final = select(Host.name).limit(1)
 _DEVICES: Final = (
@@ -45,9 +48,12 @@ class HostView:
 
     @property
     def capacity(self) -> HostCapacity:
-        devices = [(one.device.index, one.device.state, one.device.cordoned_at) for one in self.devices]
+        slots = [
+            Slot(one.device.index, one.device.state, one.device.cordoned_at, one.device.unfit_reason)
+            for one in self.devices
+        ]
         is_drained = self.host.drained_at is not None
-        return capacity(self.host.name, self.host.device_type, devices, is_drained=is_drained)
+        return capacity(self.host.name, self.host.device_type, slots, is_drained=is_drained)
 
     @property
     def status(self) -> HostStatus:
@@ -56,25 +62,25 @@ class HostView:
         return HostStatus.DRAINING if is_drained else self.host.status
 
 
-def capacity(
-    name: str,
-    device_type: str,
-    devices: Sequence[tuple[int, DeviceState, datetime | None]],
-    *,
-    is_drained: bool = False,
-) -> HostCapacity:
-    """What the planner sees of a host with these devices: (index, state, cordoned at). A simulated NPU host has `npu` devices."""
-    usable = (
-        []
-        if is_drained
-        else [(index, state) for index, state, cordoned_at in devices if state in IN_SERVICE and cordoned_at is None]
-    )
+class Slot(NamedTuple):
+    """What decides whether a device may be given out."""
+
+    number: int
+    state: DeviceState
+    cordoned_at: datetime | None
+    unfit_reason: str | None
+
+
+def capacity(name: str, device_type: str, devices: Sequence[Slot], *, is_drained: bool = False) -> HostCapacity:
+    """What the planner sees of a host with these devices. A simulated NPU host has `npu` devices."""
+    usable = [one for one in devices if one.state in IN_SERVICE and one.cordoned_at is None and not is_drained]
+    usable = [one for one in usable if one.unfit_reason in (None, UNSEEN)]
     return HostCapacity(
         name=name,
         serves=frozenset([device_type]),
-        free=tuple(index for index, state in usable if state is DeviceState.FREE),
+        free=tuple(one.number for one in usable if one.state is DeviceState.FREE and one.unfit_reason is None),
         num_devices=len(devices),
-        usable=tuple(index for index, _ in usable),
+        usable=tuple(one.number for one in usable),
         group=group_of(device_type, len(devices)),
         is_drained=is_drained,
     )
@@ -212,9 +218,7 @@ def hold(session: Session, name: str, *, device_indices: Sequence[int], attempt_
     """Give free devices to an attempt, all or none. Raises PlacementConflict."""
     wanted = set(device_indices)
     devices = [device for device in _devices(session, name) if device.index in wanted]
-    taken = [
-        device.index for device in devices if device.state is not DeviceState.FREE or device.cordoned_at is not None
-    ]
+    taken = [one.index for one in devices if one.state is not DeviceState.FREE or one.cordoned_at or one.unfit_reason]
     if taken or len(devices) != len(device_indices):
         raise PlacementConflict(f"host {name}: devices {sorted(taken) or sorted(wanted)} are not free")
     for device in devices:
@@ -222,9 +226,11 @@ def hold(session: Session, name: str, *, device_indices: Sequence[int], attempt_
 
 
 def free(session: Session, attempt_id: str) -> None:
-    """No process of the attempt is left on its devices."""
+    """No process of the attempt is left on its devices. Where their host can see the cards themselves, it has to look first."""
     for device in _held_by(session, attempt_id):
         device.state, device.attempt_id = DeviceState.FREE, None
+        if device.health is not None and device.unfit_reason is None:
+            device.unfit_reason = UNSEEN
 
 
 def doubt(session: Session, attempt_id: str) -> None:

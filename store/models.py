@@ -181,6 +181,7 @@ class Attempt(Base):
     host: Mapped[str] = mapped_column(ForeignKey("hosts.name"))
     device_type: Mapped[str] = mapped_column(String(16))
     devices: Mapped[list[int]] = mapped_column(JSON)
+    simulated: Mapped[bool] = mapped_column(default=False)
     status: Mapped[AttemptStatus] = mapped_column(_enum(AttemptStatus))
     exit_reason: Mapped[ExitReason | None] = mapped_column(_enum(ExitReason))
     message: Mapped[str | None] = mapped_column(Text)
@@ -215,7 +216,11 @@ class Host(Base):
 
 
 class Device(Base):
-    """One NPU, GPU or CPU slot. One row, one holder: two attempts cannot hold it, nor one that is closed."""
+    """One NPU, GPU or CPU slot. One row, one holder: two attempts cannot hold it, nor one that is closed.
+
+    `health` to `memory_total_bytes` are what the vendor's tool said last, null where it does not say; `utilization` is in percent.
+    `unfit_reason`: why it is given to nobody although nobody holds it, in words.
+    """
 
     __tablename__ = "devices"
     __mapper_args__ = {"exclude_properties": ["is_held"]}  # noqa: RUF012
@@ -233,6 +238,12 @@ class Device(Base):
     state: Mapped[DeviceState] = mapped_column(_enum(DeviceState))
     cordoned_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     attempt_id: Mapped[str | None] = mapped_column(ForeignKey("attempts.id", ondelete="SET NULL"), index=True)
+    health: Mapped[str | None] = mapped_column(String(16))
+    temperature_c: Mapped[float | None]
+    utilization: Mapped[float | None]
+    memory_used_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    memory_total_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    unfit_reason: Mapped[str | None] = mapped_column(Text)
 
 
 class Event(Base):

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from store import hosts
 from store.db import now
+from store.hosts import Slot
 from store.jobs import MAX_QUEUED, NewJob
 from store.models import Attempt, Device, Host, Job, QueueOrder
 from store.placement import HostCapacity, QueuedJob, Reservation, RunningJob, Share
@@ -150,6 +151,7 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
     rows = session.execute(
         select(
             Host.name, Host.status, Host.device_type, Device.index.label("device_index"), Device.state, Device.cordoned_at,
+            Device.unfit_reason,
             Device.attempt_id, Attempt.ran_s, Job.id, Job.owner, Job.preset, Job.priority, Job.intent, Job.eta_s, Job.time_limit_s,
             Job.ran_s.label("ran_before_s"), Host.drained_at,
         )
@@ -169,12 +171,9 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
 
 
 def _capacity(name: str, devices: Sequence[Any]) -> HostCapacity:
-    return hosts.capacity(
-        name,
-        devices[0].device_type,
-        [(one.device_index, one.state, one.cordoned_at) for one in devices],
-        is_drained=devices[0].drained_at is not None,
-    )
+    slots = [Slot(one.device_index, one.state, one.cordoned_at, one.unfit_reason) for one in devices]
+    is_drained = devices[0].drained_at is not None
+    return hosts.capacity(name, devices[0].device_type, slots, is_drained=is_drained)
 
 
 def _running(devices: Sequence[Any], usage: Usage) -> RunningJob:

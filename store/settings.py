@@ -37,8 +37,8 @@ class Settings(BaseSettings):
     )
     devices: str = Field(
         default="auto",
-        pattern=r"^(auto|(cpu|cuda|npu|npu-sim):[1-9][0-9]?)$",
-        description="what this host advertises: auto, or cpu:4, cuda:2, npu:8, npu-sim:8",
+        pattern=r"^(auto|npu|cuda|(cpu|cuda|npu|npu-sim):[1-9][0-9]?)$",
+        description="what this host advertises: auto, npu, cuda, or so many of them: cpu:4, npu:8, npu-sim:8",
     )
     data_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(), description="directories, separated by `:`, that specs may name files in"
@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     evaluate_limit_s: float = Field(default=3600.0, gt=0, description="one evaluation, without any progress")
     save_limit_s: float = Field(default=1800.0, gt=0, description="one checkpoint or the output, without any progress")
     host_loop_s: float = Field(default=5.0, gt=0)
+    cards_s: float = Field(default=15.0, gt=0, description="between two looks at this host's cards")
+    checkup_s: float = Field(default=60.0, gt=0, description="between two rounds of the doctor's checks on this host")
     shutdown_grace_s: float = Field(default=5.0, gt=0, description="what open streams get when the API stops")
     max_log_bytes: int = Field(default=1 << 30, gt=0, description="kept of one attempt's logs")
 

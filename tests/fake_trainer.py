@@ -197,6 +197,12 @@ class Run:
     def tell_environment(self) -> None:
         print(json.dumps(dict(os.environ)), flush=True)
 
+    def plog(self, text: str) -> None:
+        """A line as an Ascend card's runtime logs it."""
+        directory = Path(os.environ["ASCEND_PROCESS_LOG_PATH"]) / "debug" / "plog"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"plog-{os.getpid()}_20260101000000.log").write_text(f"{text}\n")
+
     def fail(self, type: str, message: str, kind: str = "exception", code: int = 1) -> None:
         """An error file as the real trainer writes it, a traceback in the log, an exit code."""
         import traceback

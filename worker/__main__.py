@@ -14,6 +14,7 @@ from store.errors import BadSettings
 from store.notify import Notifier
 from store.settings import Settings, load
 from worker import devices, tasks
+from worker.devices import NoDevices
 from worker.host import HostLoop
 from worker.journal import configure
 
@@ -27,7 +28,11 @@ def main() -> None:
         sys.exit(str(error))
     lock = _only_one(settings)
     configure(settings, host=settings.host_name)
-    inventory = devices.survey(settings)
+    try:
+        inventory = devices.survey(settings)
+    except NoDevices as error:
+        log.error("%s", error)
+        sys.exit(str(error))
     log.info("%d %s devices: %s", len(inventory.names), inventory.device_type, ", ".join(inventory.names))
     celery = broker.app(settings.broker_url)
     database = Database(settings.db_url, busy_timeout_s=SUPERVISOR_BUSY_TIMEOUT_S)

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from store.states import ExitReason
-
-LOG_DIR: Final = "plog"
-"""Below the run directory: what the runtime logs of this attempt alone."""
+from worker import plog
 
 FIRST_PORT: Final = 60_000
 PORTS_A_DEVICE: Final = 16
@@ -51,7 +49,7 @@ def variables(inherited: Mapping[str, str], *, devices: Sequence[int], run_dir: 
     return {
         **{name: inherited.get(name, value) for name, value in DEFAULTS.items()},
         "ASCEND_RT_VISIBLE_DEVICES": ",".join(map(str, ascending)),
-        "ASCEND_PROCESS_LOG_PATH": str(run_dir / LOG_DIR),
+        "ASCEND_PROCESS_LOG_PATH": str(run_dir / plog.DIR),
         "HCCL_HOST_SOCKET_PORT_RANGE": ports,
         "HCCL_NPU_SOCKET_PORT_RANGE": ports,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -79,8 +79,12 @@ NVIDIA_QUERY: Final = (
 """Fields for `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`."""
 
 
-def read_nvidia(text: str) -> Report:
-    """The list that `NVIDIA_QUERY` asks for, in any order of rows. Raises Unreadable."""
+NVIDIA_PROCESS_QUERY: Final = ("gpu_bus_id", "pid", "process_name", "used_gpu_memory")
+"""Fields for `nvidia-smi --query-compute-apps=… --format=csv,noheader,nounits`."""
+
+
+def read_nvidia(text: str, processes: str = "") -> Report:
+    """The lists that the two queries ask for, in any order of rows. Raises Unreadable."""
     cards: list[Card] = []
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if not row:
@@ -101,7 +105,15 @@ def read_nvidia(text: str) -> Report:
                 power_w=_number(power),
             )
         )
-    return Report(None, tuple(sorted(cards, key=lambda card: card.index)), ())
+    index_of = {card.bus_id: card.index for card in cards}
+    found = [_nvidia_process(row, index_of) for row in csv.reader(processes.splitlines(), skipinitialspace=True) if row]
+    return Report(None, tuple(sorted(cards, key=lambda card: card.index)), tuple(found))
+
+
+def _nvidia_process(row: list[str], index_of: Mapping[str | None, int]) -> CardProcess:
+    if len(row) != len(NVIDIA_PROCESS_QUERY) or row[0] not in index_of or not row[1].isdecimal():
+        raise Unreadable(f"not a row of nvidia-smi's processes: {', '.join(row)[:120]!r}")
+    return CardProcess(index_of[row[0]], int(row[1]), None, row[2], _count(row[3]))
 
 
 def read_ascend(text: str) -> Report:

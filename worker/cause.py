@@ -7,12 +7,13 @@ import math
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 from store.states import ExitReason, Intent
-from worker import ranks
+from worker import ascend, plog, ranks
+from worker.ascend import Action, Signature
 from worker.oom import OomWatch
 from worker.ranks import Rank, Ranks
 from worker.tail import clean, size
@@ -47,29 +48,30 @@ LOADER_KILLED: Final = re.compile(r"DataLoader worker \(pid (\d+)\) is killed by
 MEMORY_RAN_OUT: Final = "the kernel ended it because memory ran out; use smaller batches or fewer devices a host"
 
 BY_TEXT: Final = (
-    (re.compile(r"out of memory|EL0004|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE), ExitReason.OUT_OF_MEMORY),
-    (
-        re.compile(
-            r"EJ0001|EE1001|EZ99\d\d|EH9999|0x80E01801|0x80C9800A|0x80FA4E00|CUDA error: (?!out of memory)|uncorrectable ECC"
-            r"|device-side assert|ERR0[012](?:011|100|200)"
-        ),
-        ExitReason.DEVICE_ERROR,
-    ),
+    (re.compile(r"out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE), ExitReason.OUT_OF_MEMORY),
+    (re.compile(r"CUDA error: (?!out of memory)|uncorrectable ECC|device-side assert"), ExitReason.DEVICE_ERROR),
     (re.compile(r"No space left on device|Disk quota exceeded"), ExitReason.STORAGE),
     # A trainer that cannot be imported is the host's installation, not the user's spec.
     (re.compile(r"\b(?:ModuleNotFoundError|ImportError): |: No module named "), ExitReason.LAUNCH_ERROR),
 )
-"""Signatures in an exception's text that tell more than the exit code 1 with which it ended."""
+"""Signatures in an exception's text that tell more than the exit code 1 with which it ended; those of Ascend are `ascend.SIGNATURES`."""
+
+VAGUE: Final = (1, 7)
+"""Exit codes behind which there may be a cause that a card's own words name."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an attempt ended. `message` is a sentence for people; `result` is what output/results.json says."""
+    """How an attempt ended. `message` is a sentence for people; `result` is what output/results.json says.
+
+    `action` is what the fault asks of the failing rank's card.
+    """
 
     reason: ExitReason
     message: str | None
     failing_rank: int | None = None
     result: dict[str, Any] | None = None
+    action: Action = Action.NONE
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def judge(attempt: Ranks, run_dir: Path, *, stop: StopAsked | None) -> Verdict:
     """The verdict once every rank has ended."""
     if all(rank.exit_code == 0 for rank in attempt.members):
         return _completed(run_dir)
-    failure = _first_cause(attempt.members)
+    failure = _first_cause(attempt.members, run_dir)
     if stop is not None and (failure is None or failure.ended_at is None or failure.ended_at >= stop.at):
         return stop.verdict
     if failure is None:
@@ -107,7 +109,7 @@ def from_files(run_dir: Path, *, num_ranks: int, otherwise: Verdict) -> Verdict:
     errors = [(error["monotonic"], rank, error) for rank in range(num_ranks) if (error := _error_of(run_dir, rank))]
     if errors:
         _, rank, error = min(errors, key=lambda item: (_is_consequence(item[2]), item[0]))
-        return _verdict(rank, _reason_by_error(error), _words(error))
+        return _explained(rank, None, _reason_by_error(error), _words(error), run_dir)
     return otherwise
 
 
@@ -127,14 +129,24 @@ def _completed(run_dir: Path) -> Verdict:
     return Verdict(ExitReason.COMPLETED, None, result=found | {"output": str(run_dir / "output")})
 
 
-def _first_cause(members: Sequence[Rank]) -> Rank | None:
-    """The first failure by time; among those within `TOGETHER_S` of it, one that names its cause goes before a mere consequence."""
+def _first_cause(members: Sequence[Rank], run_dir: Path) -> Rank | None:
+    """The first failure by time; among those within `TOGETHER_S` of it, one that names its cause goes before a mere consequence,
+    and a card's fault before what the other cards' ranks say of it."""
     failures = [rank for rank in members if rank.exit_code not in (None, 0, STOPPED) and not _was_ended_by_us(rank)]
     if not failures:
         return None
     first = min(_ended(rank) for rank in failures)
     together = [rank for rank in failures if _ended(rank) <= first + TOGETHER_S]
-    return min(together, key=lambda rank: (rank.exit_code in (1, 7), _ended(rank), rank.number))
+    order = {rank.number: _place_of_signature(rank, run_dir) if len(together) > 1 else 0 for rank in together}
+    return min(together, key=lambda rank: (rank.exit_code in VAGUE, order[rank.number], _ended(rank), rank.number))
+
+
+def _place_of_signature(rank: Rank, run_dir: Path) -> int:
+    """The less, the nearer to a cause; the last place is for those who name none. Those whose exit code names it are all alike."""
+    if rank.exit_code not in VAGUE:
+        return 0
+    found = ascend.diagnose(_evidence(run_dir, rank.number, rank.pid))
+    return len(ascend.SIGNATURES) if found is None else ascend.SIGNATURES.index(found)
 
 
 def _was_ended_by_us(rank: Rank) -> bool:
@@ -150,7 +162,7 @@ def _of_rank(rank: Rank, run_dir: Path, oom: OomWatch) -> Verdict:
     code = rank.exit_code
     assert code is not None
     if code < 0:
-        return _of_signal(rank, -code, oom)
+        return _of_signal(rank, -code, run_dir, oom)
     if code == STOPPED:
         return _verdict(rank.number, ExitReason.INFRA, "somebody outside told it to stop", verb="stopped")
     error = _error_of(run_dir, rank.number)
@@ -159,13 +171,40 @@ def _of_rank(rank: Rank, run_dir: Path, oom: OomWatch) -> Verdict:
     if match := LOADER_KILLED.search(words):
         return _of_loader(rank, int(match[1]), match[2], oom)
     reason = BY_EXIT_CODE.get(code) or (_reason_by_error(error) if error else _reason_by_text(words))
-    return _verdict(rank.number, reason, words)
+    if code not in VAGUE:
+        return _verdict(rank.number, reason, words)
+    return _explained(rank.number, rank.pid, reason, words, run_dir)
 
 
-def _of_signal(rank: Rank, number: int, oom: OomWatch) -> Verdict:
+def _explained(rank: int, pid: int | None, reason: ExitReason, words: str, run_dir: Path) -> Verdict:
+    """With the card's own words, where it has said any: what they mean goes first."""
+    found = ascend.diagnose(words) or ascend.diagnose(_evidence(run_dir, rank, pid))
+    if found is None:
+        return _verdict(rank, reason, words)
+    return _of_signature(rank, found, words)
+
+
+def _of_signature(rank: int, found: Signature, words: str, *, verb: str = "failed") -> Verdict:
+    return replace(_verdict(rank, found.reason, f"{found.words} ({words})", verb=verb), action=found.action)
+
+
+def _evidence(run_dir: Path, rank: int, pid: int | None) -> str:
+    """All that a rank on an Ascend card has said towards its end: its log, and what the runtime logged of it. '' for other ranks."""
+    if not (run_dir / plog.DIR).is_dir():
+        return ""
+    error = _error_of(run_dir, rank)
+    return "\n".join(
+        [_words(error) if error else "", *_last_lines(run_dir / f"r{rank}.log"), plog.errors(run_dir, pid)]
+    )
+
+
+def _of_signal(rank: Rank, number: int, run_dir: Path, oom: OomWatch) -> Verdict:
     name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
     if number == signal.SIGKILL and oom.has_killed([rank.pid]):
         return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, f"{name}: {MEMORY_RAN_OUT}", verb="was killed by")
+    found = ascend.diagnose(_evidence(run_dir, rank.number, rank.pid))
+    if found is not None:
+        return _of_signature(rank.number, found, f"it was ended by {name}")
     return _verdict(rank.number, ExitReason.INFRA, name, verb="was killed by")
 
 
@@ -220,14 +259,17 @@ def _words(error: dict[str, Any]) -> str:
 
 
 def _last_line(path: Path) -> str | None:
+    return next((line.strip() for line in reversed(_last_lines(path)) if line.strip()), None)
+
+
+def _last_lines(path: Path) -> list[str]:
     start = max(0, size(path) - LOOK_BACK_BYTES)
     try:
         with path.open("rb") as file:
             file.seek(start)
-            lines = file.read(LOOK_BACK_BYTES).decode("utf-8", "replace").splitlines()
+            return file.read(LOOK_BACK_BYTES).decode("utf-8", "replace").splitlines()
     except OSError:
-        return None
-    return next((line.strip() for line in reversed(lines) if line.strip()), None)
+        return []
 
 
 def _short(text: str) -> str:

@@ -18,6 +18,7 @@ from store.settings import Settings
 from worker import processes
 from worker.care import Care
 from worker.devices import Inventory
+from worker.health import Health
 from worker.planner import Planner
 from worker.standby import Standby
 from worker.sweeper import Sweeper
@@ -48,6 +49,7 @@ class HostLoop:
         self._wake = Wake()
         self._standby = Standby(settings.host_dir / "launcher.log")
         self._care = Care(settings, database, notifier, self._standby, inventory, is_stuck=self._sweeper.is_stuck)
+        self._health = Health(settings, database, inventory, tell=self._wake.wake)
         self._is_hinted = True
         self._beat_at = self._plan_at = 0.0
         self._retry_at: float | None = None
@@ -70,6 +72,7 @@ class HostLoop:
 
     def run(self) -> None:
         """Until this host is drained, or does not get there in time."""
+        self._health.start()
         while True:
             try:
                 self._turn()
@@ -91,6 +94,11 @@ class HostLoop:
             self._beat()
             self._sweep()
             self._beat_at = now + self._settings.host_loop_s
+        turned = self._health.turn()
+        if turned.is_written:
+            self._notifier.publish_host(self._settings.host_name)
+        if turned.is_news:
+            self._ask_for_plan()
         if self._is_hinted or self._sweeper.has_role:
             self._plan()
         self._care.follow(is_leaving=bool(self._asked))
@@ -100,11 +108,14 @@ class HostLoop:
     def _hear(self) -> None:
         for told in self._standby.heard():
             self._care.hear(told)
-            # Its devices are free: this worker plans, or tells whoever does.
-            if self._sweeper.has_role:
-                self._is_hinted = True
-            else:
-                self._sender.schedule()
+            self._ask_for_plan()
+
+    def _ask_for_plan(self) -> None:
+        """Devices are free: this worker plans, or tells whoever does."""
+        if self._sweeper.has_role:
+            self._is_hinted = True
+        else:
+            self._sender.schedule()
 
     def _beat(self) -> None:
         with self._database.write() as session:

@@ -165,6 +165,7 @@ class Opening:
                 self._run_dir,
                 cpu_threads=self._launch.cpu_threads,
                 device_type=self._launch.runs_on,
+                devices=self._launch.devices,
                 is_over=is_over,
             ),
         )
@@ -227,7 +228,8 @@ class Opening:
             run_dir=self._run_dir,
             attempt_id=self._launch.attempt_id,
             devices=self._launch.devices,
-            device_type=self._launch.runs_on,
+            device_type=self._launch.device_type,
+            simulated_host=self._settings.host_name if self._launch.simulated else None,
             cpu_threads=self._launch.cpu_threads,
             allow_network=self._settings.allow_network,
             cgroup=Cgroup.make(self._launch.attempt_id, self._run_dir) if self._settings.cgroups else None,

@@ -12,12 +12,13 @@ from typing import Any, Final, TypeVar
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, events, hosts, jobs, logs, metrics
+from store import attempts, checkpoints, devices, events, hosts, jobs, logs, metrics
 from store.db import Database
 from store.metrics import Point
 from store.models import Job
 from store.states import Closing, Intent
 from worker import processes, tail
+from worker.ascend import Action
 from worker.cause import Verdict
 from worker.tail import Metrics, Pace, Phase, Published, Report, StartUp
 
@@ -155,6 +156,7 @@ class Ledger:
 
         def closing(session: Session, job: Job) -> Closing:
             self._tell_dropped(session, job)
+            self._act_on_card(session, job, verdict)
             answer = attempts.close(
                 session,
                 self._attempt_id,
@@ -173,6 +175,25 @@ class Ledger:
             return answer
 
         return self._transact(news, closing)
+
+    def _act_on_card(self, session: Session, job: Job, verdict: Verdict) -> None:
+        """What the fault asks of the card that the failing rank ran on."""
+        if verdict.action is Action.NONE or verdict.failing_rank is None:
+            return
+        attempt = attempts.get(session, self._attempt_id)
+        index, why = attempt.devices[verdict.failing_rank], verdict.message or ""
+        if verdict.action is Action.CORDON:
+            devices.cordon_broken(session, job, attempt, index=index, why=why)
+        else:
+            events.append(
+                session,
+                job,
+                kind="device_wants_reset",
+                attempt=attempt.number,
+                host=attempt.host,
+                device=index,
+                why=why,
+            )
 
     def _transact(self, news: News, then: Callable[[Session, Job], T]) -> T:
         """Fence, news, offsets, `then`: all or nothing. Whatever fails, the offsets are read again: a reply may be lost after a commit."""

@@ -15,7 +15,7 @@ from store.roots import resolve
 from store.settings import Settings
 from store.states import ExitReason
 from trainer.config import RunConfig, TrainConfig, check_inputs, inputs, kind_of
-from worker import resumption
+from worker import preflight, resumption
 from worker.cause import Verdict
 from worker.resumption import Choice
 
@@ -38,6 +38,7 @@ def prepare(
     *,
     cpu_threads: int,
     device_type: str,
+    devices: Sequence[int],
     is_over: Callable[[], bool],
 ) -> Choice:
     """Write `run_dir`/config.json, whole; answers which of the job's checkpoints is in it. Reads files, and no row.
@@ -49,6 +50,9 @@ def prepare(
     except ValidationError as error:
         raise _user_error(_say(error)) from error
     _check_inputs(settings, train)
+    refused = preflight.refusal(settings, job.train, devices=devices)
+    if refused is not None:
+        raise Refused(Verdict(*refused))
     choice = resumption.choose(newest_first, is_over=is_over)
     found = choice.found
     facts: dict[str, Any] = {

@@ -82,7 +82,12 @@ def descendants(pid: int) -> list[int]:
 
 def of_attempt(attempt_id: str) -> list[int]:
     """Processes whose environment carries the attempt's id. The environment is that of the exec: forked children inherit it."""
-    needle = f"{ATTEMPT_VARIABLE}={attempt_id}".encode()
+    return with_variable(ATTEMPT_VARIABLE, attempt_id)
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """Processes that were started with this variable at this value."""
+    needle = f"{name}={value}".encode()
     return [pid for pid in _pids() if needle in _environment_of(pid)]
 
 

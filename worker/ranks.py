@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from worker import processes
+from worker import ascend, plog, processes
 from worker.cgroup import Cgroup
+from worker.npu_smi import HOST_VARIABLE
 from worker.oom import OomWatch
 
 EXEC_FAILED: Final = 127
@@ -113,17 +114,25 @@ def start(
     cpu_threads: int,
     allow_network: bool,
     cgroup: Cgroup | None,
+    simulated_host: str | None = None,
 ) -> Ranks:
-    """Start one rank a device, reading `run_dir`/config.json. The command line is constant: nothing a user gave is on it."""
+    """Start one rank a device, reading `run_dir`/config.json. The command line is constant: nothing a user gave is on it.
+
+    `simulated_host`: the host whose cards of `device_type` are CPU processes.
+    """
     argv = [sys.executable, "-P", "-m", module, "--config", str(run_dir / "config.json")]
     shared = environment(
         os.environ,
+        run_dir=run_dir,
         attempt_id=attempt_id,
         devices=devices,
         device_type=device_type,
         cpu_threads=cpu_threads,
         allow_network=allow_network,
+        simulated_host=simulated_host,
     )
+    if device_type == "npu":
+        (run_dir / plog.DIR).mkdir(mode=0o700, exist_ok=True)
     oom = OomWatch(cgroup)
     members: list[Rank] = []
     for number in range(len(devices)):
@@ -135,11 +144,13 @@ def start(
 def environment(
     inherited: Mapping[str, str],
     *,
+    run_dir: Path,
     attempt_id: str,
     devices: Sequence[int],
     device_type: str,
     cpu_threads: int,
     allow_network: bool,
+    simulated_host: str | None = None,
 ) -> dict[str, str]:
     """What every rank of an attempt sees, but for its number: an allow-list of ours, and the facts of the launch."""
     variables = {name: value for name, value in inherited.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
@@ -156,22 +167,21 @@ def environment(
         "PYTHONFAULTHANDLER": "1",
         # setproctitle would erase the environment by which strays are found.
         "SPT_NOENV": "1",
-        "CUDA_VISIBLE_DEVICES": _visible(devices, device_type == "cuda"),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, sorted(devices))) if device_type == "cuda" else "",
+        # As nvidia-smi counts them; by default the fastest is the first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     variables.pop("ASCEND_RT_VISIBLE_DEVICES", None)
     if device_type == "npu":
-        variables["ASCEND_RT_VISIBLE_DEVICES"] = _visible(devices, True)
-    else:
+        variables |= ascend.variables(inherited, devices=devices, run_dir=run_dir)
+    if device_type != "npu" or simulated_host is not None:
         # With torch_npu installed and no CANN a plain `import torch` fails.
         variables["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    if simulated_host is not None:
+        variables[HOST_VARIABLE] = simulated_host
     if not allow_network:
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
-
-
-def _visible(devices: Sequence[int], are_these: bool) -> str:
-    # Not strictly ascending, and torch_npu silently sees no device at all.
-    return ",".join(str(index) for index in sorted(set(devices))) if are_these else ""
 
 
 def _free_port() -> int:

@@ -17,7 +17,7 @@ from store.models import Job
 from store.notify import Notifier
 from store.settings import Settings
 from store.states import ExitReason, Intent
-from worker import cause, fence, processes, ranks, stacks
+from worker import cause, fence, plog, processes, ranks, stacks
 from worker.cause import StopAsked, Verdict
 from worker.hang import HangWatch, Standstill
 from worker.ledger import Ledger
@@ -66,6 +66,8 @@ class Supervisor:
         verdict = self._judge()
         self._ranks.leave()
         self._scribe.finish(verdict, is_clean=is_clean)
+        if verdict.reason is ExitReason.COMPLETED:
+            plog.discard(self._run_dir)
         return not self._scribe.is_lost
 
     def _take_signals(self) -> None:

@@ -25,6 +25,9 @@ from tests.api.sse import messages
 Wait = Callable[..., object]
 
 
+TOKENIZER = '{"model": {"vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}}}'
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     path = tmp_path / "data"
@@ -156,7 +159,7 @@ def test_what_was_answered_with_2xx_is_there_after_a_kill(
     inputs.mkdir()
     (inputs / "train.txt").write_text("text")
     (inputs / "lf").mkdir()
-    (inputs / "lf" / "tokenizer.json").write_text("{}")
+    (inputs / "lf" / "tokenizer.json").write_text(TOKENIZER)
     train = {"train_file": f"{inputs}/train.txt", "tokenizer_name": f"{inputs}/lf", "do_eval": False}
     body: dict[str, Any] = {"preset": "demo", "train": train}
     promised: dict[str, str] = {}

@@ -35,6 +35,9 @@ T = TypeVar("T")
 Operation = dict[str, Any]
 
 
+TOKENIZER = '{"model": {"vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}}}'
+
+
 @dataclass
 class Part:
     """One process of the plane."""
@@ -96,7 +99,7 @@ class Plane:
     def __post_init__(self) -> None:
         self.inputs = self.root / "inputs"
         (self.inputs / "tokenizer").mkdir(parents=True, exist_ok=True)
-        (self.inputs / "tokenizer" / "tokenizer.json").write_text("{}")
+        (self.inputs / "tokenizer" / "tokenizer.json").write_text(TOKENIZER)
         self.settings = Settings(
             data_dir=self.root / "data",
             database_url=self.database_url,

@@ -39,8 +39,8 @@ CLOSE = "UPDATE attempts SET status = 'failed', exit_reason = 'infra', finished_
 QUEUE = "UPDATE jobs SET status = 'queued' WHERE id = :job"
 DOUBT = "UPDATE devices SET state = 'unverified' WHERE attempt_id = :attempt"
 SECOND_ATTEMPT = """
-    INSERT INTO attempts (id, job_id, number, host, device_type, devices, status, beat, metrics_offset, ran_s, created_at)
-    SELECT 'x', job_id, 2, host, device_type, devices, 'starting', 0, 0, 0, created_at FROM attempts"""
+    INSERT INTO attempts (id, job_id, number, host, device_type, devices, simulated, status, beat, metrics_offset, ran_s, created_at)
+    SELECT 'x', job_id, 2, host, device_type, devices, simulated, 'starting', 0, 0, 0, created_at FROM attempts"""
 SECOND_HOST = """
     INSERT INTO hosts (name, status, device_type, simulated, boot_id, beat, versions, registered_at, last_seen_at)
     SELECT 'b', status, device_type, simulated, boot_id, beat, versions, registered_at, last_seen_at FROM hosts"""

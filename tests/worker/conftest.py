@@ -35,6 +35,9 @@ Operation = dict[str, Any]
 DEADLINE_S = 30.0
 
 
+TOKENIZER = '{"model": {"vocab": {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}}}'
+
+
 def eventually(condition: Callable[[], Any], *, within_s: float = DEADLINE_S) -> Any:
     """Wait until the condition answers something true, and answer that."""
     deadline = time.monotonic() + within_s
@@ -66,7 +69,7 @@ class Plane:
         self.database = Database(self.settings.db_url, busy_timeout_s=10.0)
         self.eventually = eventually
         (self.inputs / "tokenizer").mkdir(parents=True)
-        (self.inputs / "tokenizer" / "tokenizer.json").write_text("{}")
+        (self.inputs / "tokenizer" / "tokenizer.json").write_text(TOKENIZER)
         self.flags = tmp_path
         self.extra: dict[str, str] = {}
         self.workers: list[subprocess.Popen[bytes]] = []

@@ -9,6 +9,7 @@ import pytest
 
 from store.states import ExitReason, Intent
 from worker import cause
+from worker.ascend import Action
 from worker.cause import StopAsked, Verdict
 from worker.cgroup import Cgroup
 from worker.oom import OomWatch
@@ -122,8 +123,7 @@ def test_who_was_killed_and_whether_memory_ran_out(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("RuntimeError: NPU out of memory. Tried to allocate 2.00 GiB", ExitReason.OUT_OF_MEMORY),
-        ("RuntimeError: EZ9999: Inner Error! the aicore operator failed", ExitReason.DEVICE_ERROR),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", ExitReason.OUT_OF_MEMORY),
         ("RuntimeError: CUDA error: device-side assert triggered", ExitReason.DEVICE_ERROR),
         ("OSError: [Errno 28] No space left on device", ExitReason.STORAGE),
         ("KeyError: 'loss'", ExitReason.USER_ERROR),
@@ -132,6 +132,62 @@ def test_who_was_killed_and_whether_memory_ran_out(
 def test_signatures_in_the_last_line(tmp_path: Path, text: str, reason: ExitReason) -> None:
     log(tmp_path, 0, f"Traceback (most recent call last):\n  …\n{text}\n")
     assert cause.judge(ranks((1, 1.0)), tmp_path, stop=None) == Verdict(reason, f"rank 0 failed: {text}", 0)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reason", "action", "words"),
+    [
+        (
+            1,
+            "RuntimeError: NPU out of memory. Tried to allocate 2 GiB",
+            ExitReason.OUT_OF_MEMORY,
+            Action.NONE,
+            "memory is full",
+        ),
+        (1, "RuntimeError: EZ9999: Inner Error!", ExitReason.DEVICE_ERROR, Action.NONE, "an operator failed"),
+        (7, "RuntimeError: EI0002: notify wait", ExitReason.INFRA, Action.NONE, "another rank failed first"),
+        (1, "RuntimeError: error 0x80E01801", ExitReason.DEVICE_ERROR, Action.CORDON, "cannot be corrected"),
+        (2, "BadInput: 0x80E01801 is no field", ExitReason.USER_ERROR, Action.NONE, "BadInput"),
+    ],
+)
+def test_the_codes_of_ascend_in_the_last_line(
+    tmp_path: Path, code: int, text: str, reason: ExitReason, action: Action, words: str
+) -> None:
+    log(tmp_path, 0, f"Traceback (most recent call last):\n  …\n{text}\n")
+    verdict = cause.judge(ranks((code, 1.0)), tmp_path, stop=None)
+    assert (verdict.reason, verdict.action, verdict.failing_rank) == (reason, action, 0)
+    assert words in (verdict.message or "")
+    assert text in (verdict.message or "")
+
+
+def plog_of(run_dir: Path, pid: int, text: str) -> None:
+    directory = run_dir / "plog" / "debug" / "plog"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / f"plog-{pid}_20260101000000.log").write_text(text)
+
+
+@pytest.mark.parametrize("code", [1, 7, -6])
+def test_what_the_runtime_logged_of_a_rank_says_more_than_its_end(tmp_path: Path, code: int) -> None:
+    log(tmp_path, 0, "RuntimeError: synchronize failed\n")
+    plog_of(tmp_path, 100, "[INFO] 0x80E01801 is a code\n[ERROR] RUNTIME: hardware event 0x80FA4E00\n")
+    verdict = cause.judge(ranks((code, 1.0)), tmp_path, stop=None)
+    assert (verdict.reason, verdict.action) == (ExitReason.DEVICE_ERROR, Action.CORDON)
+    assert (verdict.message or "").startswith("rank 0 failed: the card's heartbeat was lost (")
+
+
+def test_the_card_that_broke_is_named_and_not_the_rank_that_waited_for_it(tmp_path: Path) -> None:
+    log(tmp_path, 0, "RuntimeError: EI0002: notify wait timeout\n")
+    log(tmp_path, 1, "RuntimeError: synchronize failed\n")
+    plog_of(tmp_path, 100, "[ERROR] HCCL: EI0002\n")
+    plog_of(tmp_path, 101, "[ERROR] RUNTIME: 0x80C9800A\n")
+    verdict = cause.judge(ranks((1, 1.0), (1, 2.0)), tmp_path, stop=None)
+    assert (verdict.failing_rank, verdict.reason, verdict.action) == (1, ExitReason.DEVICE_ERROR, Action.RESET)
+
+
+def test_other_hosts_logs_are_not_searched_for_codes(tmp_path: Path) -> None:
+    log(tmp_path, 0, "0x80E01801\nValueError: odd\n")
+    verdict = cause.judge(ranks((1, 1.0)), tmp_path, stop=None)
+    assert verdict == Verdict(ExitReason.USER_ERROR, "rank 0 failed: ValueError: odd", 0)
 
 
 def test_messages_are_bounded_and_printable(tmp_path: Path) -> None:

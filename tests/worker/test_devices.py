@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from store.settings import Settings
+from tests.worker.test_cards import TWO_CHIPS
 from worker import devices, ranks
-
-NPU_SMI_910B = """
-+------------------------------------------------------------------------------------------------+
-| npu-smi 24.1.rc2                 Version: 24.1.rc2                                              |
-+---------------------------+---------------+----------------------------------------------------+
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 0     910B3               | OK            | 92.1        48                0    / 0             |
-| 0                         | 0000:C1:00.0  | 0           0    / 0          3387 / 65536         |
-+===========================+===============+====================================================+
-| 1     910B3               | OK            | 90.8        47                0    / 0             |
-| 0                         | 0000:01:00.0  | 0           0    / 0          3386 / 65536         |
-+===========================+===============+====================================================+
-+---------------------------+---------------+----------------------------------------------------+
-| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
-+===========================+===============+====================================================+
-| 0       0                 | 4711          | python                   | 120                     |
-+===========================+===============+====================================================+
-"""
-
-NPU_SMI_TWO_CHIPS = """
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip  Phy-ID              | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 0     Ascend910           | OK            | 180.0       36                0    / 0             |
-| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3120 / 65536         |
-+------------------------------------------------------------------------------------------------+
-| 0     Ascend910           | OK            | -           35                0    / 0             |
-| 1     1                   | 0000:9F:00.0  | 0           0    / 0          2860 / 65536         |
-+===========================+===============+====================================================+
-"""
-
-
-def test_the_table_of_npu_smi() -> None:
-    assert devices.parse_ascend(NPU_SMI_910B) == ("910B3", "910B3")
-    assert devices.parse_ascend(NPU_SMI_TWO_CHIPS) == ("Ascend910", "Ascend910")
-    assert devices.parse_ascend("") == ()
-
-
-def test_the_list_of_nvidia_smi() -> None:
-    assert devices.parse_nvidia("1, NVIDIA H200\n0, NVIDIA A100-SXM4-80GB\n") == (
-        "NVIDIA A100-SXM4-80GB",
-        "NVIDIA H200",
-    )
+from worker.devices import NoDevices
 
 
 @pytest.mark.parametrize(
@@ -63,6 +23,7 @@ def test_the_list_of_nvidia_smi() -> None:
         ("npu-sim:8", "npu", 8, True),
         ("auto", "cpu", 2, False),
         ("cuda:2", "cuda", 2, False),
+        ("npu:4", "npu", 4, False),
     ],
 )
 def test_the_setting(
@@ -75,18 +36,76 @@ def test_the_setting(
     assert found.versions["python"].startswith("3.")
 
 
-def test_auto_finds_what_the_vendors_tool_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    table = tmp_path / "table"
-    table.write_text(NPU_SMI_910B)
-    tool = tmp_path / "npu-smi"
-    tool.write_text(f"#!/bin/sh\nwhile IFS= read -r line; do printf '%s\\n' \"$line\"; done < {table}\n")
+def _tool(directory: Path, name: str, *, prints: str = "", exit_code: int = 0) -> None:
+    table = directory / f"{name}.table"
+    table.write_text(f"{prints}\n")
+    tool = directory / name
+    lines = f"while IFS= read -r line; do printf '%s\\n' \"$line\"; done < {table}"
+    tool.write_text(f"#!/bin/sh\n{lines}\nexit {exit_code}\n")
     tool.chmod(0o755)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that is the whole PATH."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    found = devices.survey(Settings(data_dir=tmp_path, devices="auto"))
-    assert (found.device_type, found.names) == ("npu", ("910B3", "910B3"))
+    return tmp_path
 
 
-def _environment(device_type: str, *indices: int) -> dict[str, str]:
+def test_auto_finds_what_the_vendors_tool_shows(tools: Path) -> None:
+    _tool(tools, "npu-smi", prints=TWO_CHIPS)
+    found = devices.survey(Settings(data_dir=tools, devices="auto"))
+    assert (found.device_type, found.names) == ("npu", ("Ascend910", "Ascend910"))
+    assert found.report is not None
+    assert [card.index for card in found.report.cards] == [4, 5]
+    assert devices.survey(Settings(data_dir=tools, devices="npu:1")).names == ("Ascend910",)
+
+
+def test_a_gpu_whose_tool_is_silent_does_not_hide_the_cards(tools: Path) -> None:
+    _tool(tools, "nvidia-smi", exit_code=9)
+    _tool(tools, "npu-smi", prints=TWO_CHIPS)
+    assert devices.survey(Settings(data_dir=tools, devices="auto")).device_type == "npu"
+
+
+@pytest.mark.parametrize(
+    ("setting", "prints", "exit_code", "words"),
+    [
+        ("auto", TWO_CHIPS.replace("3120 / 65536", "much"), 0, "npu-smi answered what cannot be read"),
+        ("auto", "dcmi module initialize failed", 1, "npu-smi ended with exit code 1 (dcmi module initialize failed)"),
+        ("auto", "", 0, "npu-smi lists none"),
+        ("npu", "", 0, "npu-smi lists none"),
+        ("npu:8", TWO_CHIPS, 0, "wants 8 cards and npu-smi lists 2"),
+    ],
+    ids=["unreadable", "failing", "empty", "none", "too few"],
+)
+def test_cards_that_are_not_known_never_become_something_else(
+    tools: Path, setting: str, prints: str, exit_code: int, words: str
+) -> None:
+    _tool(tools, "npu-smi", prints=prints, exit_code=exit_code)
+    with pytest.raises(NoDevices, match=re.escape(words)) as refused:
+        devices.survey(Settings(data_dir=tools, devices=setting))
+    assert "LONGYARD_DEVICES" in str(refused.value)
+
+
+def test_a_worker_that_does_not_know_its_cards_does_not_start(tools: Path) -> None:
+    _tool(tools, "npu-smi", prints="half a table |")
+    environment = {
+        "PATH": str(tools),
+        "LONGYARD_DATA_DIR": str(tools / "data"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    (tools / "data").mkdir()
+    done = subprocess.run([sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "this host's cards are not known: npu-smi lists none; mend it" in done.stderr
+
+
+def test_the_tool_of_a_setting_without_a_number_has_to_be_there(tools: Path) -> None:
+    with pytest.raises(NoDevices, match="nvidia-smi cannot be started"):
+        devices.survey(Settings(data_dir=tools, devices="cuda"))
+
+
+def _environment(device_type: str, *indices: int, simulated_host: str | None = None) -> dict[str, str]:
     inherited = {
         "PATH": "/bin",
         "LONGYARD_DATABASE_URL": "secret",
@@ -97,7 +116,14 @@ def _environment(device_type: str, *indices: int) -> dict[str, str]:
         "ASCEND_RT_VISIBLE_DEVICES": "5",
     }
     return ranks.environment(
-        inherited, attempt_id="a", devices=indices, device_type=device_type, cpu_threads=1, allow_network=False
+        inherited,
+        run_dir=Path("/data/jobs/j/a1"),
+        attempt_id="a",
+        devices=indices,
+        device_type=device_type,
+        cpu_threads=1,
+        allow_network=False,
+        simulated_host=simulated_host,
     )
 
 
@@ -105,8 +131,17 @@ def test_ranks_see_their_devices_in_ascending_order_and_no_secret() -> None:
     npu, cuda, cpu = _environment("npu", 7, 0, 3), _environment("cuda", 1, 0), _environment("cpu", 0)
     assert npu["ASCEND_RT_VISIBLE_DEVICES"] == "0,3,7"
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD" not in npu
-    assert cuda["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert npu["HCCL_HOST_SOCKET_PORT_RANGE"] == npu["HCCL_NPU_SOCKET_PORT_RANGE"] == "60000-60015"
+    assert npu["ASCEND_PROCESS_LOG_PATH"] == "/data/jobs/j/a1/plog"
+    assert (cuda["CUDA_VISIBLE_DEVICES"], cuda["CUDA_DEVICE_ORDER"]) == ("0,1", "PCI_BUS_ID")
     assert "ASCEND_RT_VISIBLE_DEVICES" not in cuda
     assert cpu["CUDA_VISIBLE_DEVICES"] == ""
     assert npu["NCCL_DEBUG"] == "INFO"
     assert all("secret" not in value for found in (npu, cuda, cpu) for value in found.values())
+
+
+def test_simulated_cards_are_seen_as_real_ones_are_by_ranks_that_use_none() -> None:
+    real, simulated = _environment("npu", 2, 1), _environment("npu", 2, 1, simulated_host="here")
+    added = {name: value for name, value in simulated.items() if real.get(name) != value and name != "MASTER_PORT"}
+    assert added == {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "LONGYARD_SIMULATED_HOST": "here"}
+    assert simulated["ASCEND_RT_VISIBLE_DEVICES"] == "1,2"

@@ -1,0 +1,211 @@
+"""`python -m worker.doctor [--json]`: what is wrong on this host, why it matters and what mends it. Exit code 1 where a job would fail.
+
+Each check is a function of a Site that yields findings; none of them imports torch, starts a rank or changes anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from store import hosts, jobs
+from store.db import Database, now
+from store.errors import BadSettings
+from store.settings import Settings, load
+from store.states import JobStatus
+from worker import cardcheck, devices, libraries, surroundings, versions
+from worker.devices import Inventory, NoDevices
+from worker.findings import Finding, Level
+from worker.inputs import Known
+from worker.site import Site
+
+ASK_WITHIN_S: Final = 6.0
+BUSY_TIMEOUT_S: Final = 2.0
+MAX_JOBS: Final = 20
+
+Check = Callable[[Site], Iterator[Finding]]
+
+OF_HOST: Final[Sequence[Check]] = (
+    versions.check_torch,
+    versions.check_cann,
+    versions.check_driver,
+    libraries.check_libgomp,
+    libraries.check_libblas,
+    cardcheck.check_order,
+    surroundings.check_trainer,
+    surroundings.check_ports,
+    surroundings.check_shared_memory,
+    surroundings.check_open_files,
+    surroundings.check_disk,
+    surroundings.check_clock,
+    surroundings.check_data_roots,
+)
+"""What a worker repeats every minute too; of its cards it knows more than these could tell it."""
+
+OF_CARDS: Final[Sequence[Check]] = (cardcheck.check_known, cardcheck.check_health, cardcheck.check_clean)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found, and how long it took."""
+
+    site: Site
+    findings: Sequence[Finding]
+    took_s: float
+
+    @property
+    def exit_code(self) -> int:
+        return int(any(one.level is Level.FAILURE for one in self.findings))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="longyard doctor")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    asked = parser.parse_args()
+    try:
+        settings = load()
+    except BadSettings as error:
+        sys.exit(str(error))
+    done = diagnose(settings)
+    sys.stdout.write(as_json(done) if asked.json else as_text(done))
+    sys.exit(done.exit_code)
+
+
+def diagnose(settings: Settings) -> Examination:
+    """Everything, as it is now; within ten seconds, whatever does not answer."""
+    began = time.monotonic()
+    site = survey(settings)
+    site, of_database = _with_database(site)
+    findings = [*of_database, *examine(site, (*OF_CARDS, *OF_HOST))]
+    return Examination(site, sorted(findings, key=lambda one: one.level), time.monotonic() - began)
+
+
+def survey(settings: Settings) -> Site:
+    try:
+        inventory = devices.survey(settings, within_s=ASK_WITHIN_S)
+    except NoDevices as error:
+        return replace(site_of(settings, None), refusal=str(error))
+    return site_of(settings, inventory)
+
+
+def site_of(settings: Settings, inventory: Inventory | None) -> Site:
+    """This machine; None where it is not known which devices it has."""
+    return Site(
+        settings=settings,
+        root=versions.ROOT,
+        environ=os.environ,
+        machine=platform.machine(),
+        site_packages=Path(sysconfig.get_path("purelib")),
+        packages=versions.packages(),
+        device_type=inventory.device_type if inventory else "",
+        num_devices=len(inventory.names) if inventory else 0,
+        is_simulated=inventory.simulated if inventory else False,
+        report=inventory.report if inventory else None,
+    )
+
+
+def examine(site: Site, checks: Sequence[Check]) -> list[Finding]:
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check(site)
+        except Exception:  # a check's edge: what it cannot look at says nothing about the others
+            log.exception("%s could not look", check.__name__)
+    return found
+
+
+def check_inputs(settings: Settings, database: Database, known: Known) -> list[Finding]:
+    """The corpora and tokenizers of the jobs that wait. Raises SQLAlchemyError."""
+    with database.read() as session:
+        waiting = jobs.page(session, status=JobStatus.QUEUED, limit=MAX_JOBS).rows
+    return [
+        Finding(
+            "inputs",
+            Level.FAILURE,
+            f"job {job.id}: train.{field} {words}",
+            "it would get its devices and fail",
+            f"correct the file, or cancel the job: longyard cancel {job.id}",
+        )
+        for job in waiting
+        for field, words in known.problems(settings, job.train)
+    ]
+
+
+def clock_ahead_s(database: Database) -> float | None:
+    """By how much this machine's clock is ahead of the database's, as of the middle of the question. Raises SQLAlchemyError."""
+    asked_at = now()
+    theirs = database.clock()
+    return None if theirs is None else (asked_at + (now() - asked_at) / 2 - theirs).total_seconds()
+
+
+def as_text(done: Examination) -> str:
+    site = done.site
+    kind = f"simulated {site.device_type}" if site.is_simulated else site.device_type or "unknown"
+    lines = [f"{site.settings.host_name}: {site.num_devices} {kind} devices"]
+    for index, card in enumerate(site.report.cards if site.report else ()):
+        memory = f"{card.memory_used_mb} of {card.memory_total_mb} MB used"
+        heat = "" if card.temperature_c is None else f", {card.temperature_c:g} °C"
+        lines.append(f"  {index}  {card.name}  {card.health}, {memory}{heat}")
+    lines += [f"  {name} {version}" for name, version in site.packages.items()]
+    for one in done.findings:
+        lines += ["", f"{one.level.upper()}  {one.check}: {one.what}", f"  why  {one.why}", f"  fix  {one.fix}"]
+    counts = [f"{sum(one.level is level for one in done.findings)} {level}s" for level in Level]
+    return "\n".join([*lines, "", f"{', '.join(counts)}, in {done.took_s:.1f} s", ""])
+
+
+def as_json(done: Examination) -> str:
+    site = done.site
+    cards = site.report.cards if site.report else ()
+    answer = {
+        "host": site.settings.host_name,
+        "device_type": site.device_type or None,
+        "simulated": site.is_simulated,
+        "num_devices": site.num_devices,
+        "versions": dict(site.packages),
+        "cards": [asdict(card) for card in cards],
+        "findings": [asdict(one) for one in done.findings],
+        "took_s": round(done.took_s, 3),
+    }
+    return json.dumps(answer, indent=2) + "\n"
+
+
+def _with_database(site: Site) -> tuple[Site, list[Finding]]:
+    """What only the database knows: who holds the cards, its clock, what waits."""
+    settings = site.settings
+    if settings.is_local and not (settings.data_dir / "longyard.db").exists():
+        # Nothing was ever started here, and asking would make the file.
+        return site, []
+    database = Database(settings.db_url, busy_timeout_s=BUSY_TIMEOUT_S)
+    try:
+        with database.read() as session:
+            views = [view for view in hosts.all_hosts(session) if view.host.name == settings.host_name]
+        held = frozenset(
+            one.device.index for view in views for one in view.devices if one.device.attempt_id is not None
+        )
+        known = replace(site, held=held, clock_ahead_s=clock_ahead_s(database))
+        return known, check_inputs(settings, database, Known())
+    except SQLAlchemyError as error:
+        what = f"the database does not answer as it should: {str(error.__cause__ or error).splitlines()[0]}"
+        why = "this host learns from it what to run, and keeps there what its jobs say"
+        fix = "start it, correct LONGYARD_DATABASE_URL, or bring its schema up to date: python -m migrations upgrade"
+        return site, [Finding("database", Level.FAILURE, what, why, fix)]
+    finally:
+        database.dispose()
+
+
+if __name__ == "__main__":
+    main()

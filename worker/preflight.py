@@ -1,0 +1,140 @@
+"""Owns what is looked at before a launch: the doctor's findings of the last minute, from a file, and what may have changed since.
+
+The worker's host loop repeats the slow checks; a supervisor has a few milliseconds, before it prepares its attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from store.db import Database
+from store.settings import Settings
+from store.states import ExitReason
+from worker import doctor, processes
+from worker.devices import Inventory
+from worker.findings import Finding, Level
+from worker.inputs import Known
+
+FILE: Final = "preflight.json"
+STALE_AFTER: Final = 5
+"""Findings older than so many rounds are nobody's: the worker that made them is gone, or stands still."""
+
+MAX_KNOWN: Final = 1000
+MIB: Final = 1 << 20
+MODEL_FILES: Final = ("model.safetensors",)
+WITH_MOMENTS: Final = 3
+"""A checkpoint is the weights and Adam's two moments of each."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the last round left for the launches after it."""
+
+    findings: Sequence[Finding] = ()
+    known: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
+
+
+class Checkup:
+    """The rounds of one worker, in a thread of their own. What was found of files that have not changed is not looked at again."""
+
+    def __init__(self, settings: Settings, database: Database, inventory: Inventory) -> None:
+        self._settings, self._database, self._inventory = settings, database, inventory
+        self._known = Known()
+
+    def run(self) -> Sequence[Finding]:
+        """One round; its notes are in the file when it answers."""
+        site = doctor.site_of(self._settings, self._inventory)
+        found: list[Finding] = []
+        try:
+            found += doctor.check_inputs(self._settings, self._database, self._known)
+        except SQLAlchemyError:
+            log.warning("the database is away: the inputs of waiting jobs were not looked at")
+        found += doctor.examine(site, doctor.OF_HOST)
+        if len(self._known.found) > MAX_KNOWN:
+            self._known = Known()
+        _write(self._settings, Notes(found, self._known.found))
+        for one in found:
+            if one.dooms_jobs:
+                log.error("%s", one.sentence)
+        return found
+
+
+def doom_of(findings: Iterable[Finding], *, devices: Iterable[int]) -> str | None:
+    """Why nothing can run on these devices, in a sentence; None where it can."""
+    wanted = set(devices)
+    return next(
+        (one.sentence for one in findings if one.dooms_jobs and (not one.devices or wanted & set(one.devices))), None
+    )
+
+
+def refusal(settings: Settings, train: Mapping[str, Any], *, devices: Sequence[int]) -> tuple[ExitReason, str] | None:
+    """Why this launch would come to nothing; None where nothing says so. Reads the notes, the disk's fill and the inputs' stamps."""
+    notes = _read(settings)
+    words = doom_of(notes.findings, devices=devices)
+    if words is not None:
+        return ExitReason.LAUNCH_ERROR, f"host {settings.host_name} cannot run it: {words}"
+    for name, problem in Known(notes.known).problems(settings, train):
+        return ExitReason.USER_ERROR, f"train.{name} {problem}"
+    return _no_room(settings, train)
+
+
+def _no_room(settings: Settings, train: Mapping[str, Any]) -> tuple[ExitReason, str] | None:
+    wanted = _checkpoint_bytes(train)
+    free = shutil.disk_usage(settings.data_dir).free
+    if free >= wanted:
+        return None
+    words = f"{settings.data_dir} on host {settings.host_name} has {free // MIB} MiB left, and one checkpoint takes {wanted // MIB} MiB"
+    return ExitReason.STORAGE, f"{words}; delete old jobs there"
+
+
+def _checkpoint_bytes(train: Mapping[str, Any]) -> int:
+    """Of the model that is named; 0 where it is made from scratch, or lies in several files."""
+    directory = train.get("model_name_or_path")
+    for name in MODEL_FILES if isinstance(directory, str) and directory.startswith("/") else ():
+        try:
+            return WITH_MOMENTS * (Path(str(directory)) / name).stat().st_size
+        except OSError:
+            continue
+    return 0
+
+
+def _write(settings: Settings, notes: Notes) -> None:
+    answer = {
+        "boot_id": processes.boot_id(),
+        "written_at": processes.boottime(),
+        "findings": [asdict(one) for one in notes.findings],
+        "known": notes.known,
+    }
+    path = settings.host_dir / FILE
+    temporary = path.with_suffix(".tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+    temporary.rename(path)
+
+
+def _read(settings: Settings) -> Notes:
+    try:
+        found: dict[str, Any] = json.loads((settings.host_dir / FILE).read_bytes())
+    except (OSError, ValueError):
+        return Notes()
+    age_s = processes.boottime() - found["written_at"]
+    if found["boot_id"] != processes.boot_id() or age_s > STALE_AFTER * settings.checkup_s:
+        return Notes()
+    return Notes([_finding(one) for one in found["findings"]], found["known"])
+
+
+def _finding(stored: Mapping[str, Any]) -> Finding:
+    changed: dict[str, Any] = {"level": Level(stored["level"]), "devices": tuple(stored["devices"])}
+    return Finding(**{**stored, **changed})

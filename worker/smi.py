@@ -1,0 +1,91 @@
+"""Owns asking a vendor's tool what it sees of this host's cards: npu-smi, nvidia-smi, or the stand-in of a simulated host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from store.settings import Settings
+from worker import cards
+from worker.cards import NVIDIA_PROCESS_QUERY, NVIDIA_QUERY, Report, Unreadable
+
+ASK_TIMEOUT_S: Final = 20.0
+MAX_WORDS: Final = 200
+STATE_FILE: Final = "npu-sim.json"
+
+
+class Silent(Exception):
+    """The tool gave no answer that can be read; the message is a clause that names the tool."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """`commands` are run one after the other, and `read` gets what each printed."""
+
+    name: str
+    commands: Sequence[Sequence[str]]
+    read: Callable[..., Report]
+
+    @property
+    def is_here(self) -> bool:
+        return shutil.which(self.commands[0][0]) is not None
+
+    def ask(self, *, within_s: float = ASK_TIMEOUT_S) -> Report:
+        """Raises Silent."""
+        give_up_at = time.monotonic() + within_s
+        answers = [_run(self.name, command, give_up_at=give_up_at) for command in self.commands]
+        try:
+            return self.read(*answers)
+        except Unreadable as error:
+            raise Silent(f"{self.name} answered what cannot be read ({error})") from error
+
+
+ASCEND: Final = Tool("npu-smi", (("npu-smi", "info"),), cards.read_ascend)
+NVIDIA: Final = Tool(
+    "nvidia-smi",
+    (
+        ("nvidia-smi", f"--query-gpu={','.join(NVIDIA_QUERY)}", "--format=csv,noheader,nounits"),
+        ("nvidia-smi", f"--query-compute-apps={','.join(NVIDIA_PROCESS_QUERY)}", "--format=csv,noheader,nounits"),
+    ),
+    cards.read_nvidia,
+)
+
+
+def simulated(settings: Settings, *, num_cards: int) -> Tool:
+    """The stand-in, as this host's. What it prints goes through the reader of the real one."""
+    options = {"--cards": num_cards, "--host": settings.host_name, "--state": settings.host_dir / STATE_FILE}
+    argv = [sys.executable, "-P", "-m", "worker.npu_smi", "info"]
+    return Tool("npu-smi", ((*argv, *(str(part) for pair in options.items() for part in pair)),), cards.read_ascend)
+
+
+def _run(name: str, command: Sequence[str], *, give_up_at: float) -> str:
+    timeout_s = max(0.1, give_up_at - time.monotonic())
+    search = os.pathsep.join(
+        [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            env={**os.environ, "LC_ALL": "C", "PYTHONPATH": search},
+        )
+    except OSError as error:
+        raise Silent(f"{name} cannot be started ({error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise Silent(f"{name} gave no answer within {timeout_s:.0f} s") from error
+    if done.returncode:
+        words = " ".join((done.stderr or done.stdout).split())[:MAX_WORDS] or "without a word"
+        raise Silent(f"{name} ended with exit code {done.returncode} ({words})")
+    return done.stdout
