@@ -1,4 +1,4 @@
-"""The commands of `longyard`. They talk HTTP; `up` and `convert` alone start processes.
+"""The commands of `longyard`. They talk HTTP; `up`, `doctor` and `convert` alone start processes.
 
 Exit codes: 0 done, 1 the followed job failed, 2 the request was refused or not understood, 3 nobody answers or the token is unknown.
 """
@@ -28,7 +28,7 @@ JobIds = Annotated[list[str], typer.Argument(metavar="JOB...")]
 HostName = Annotated[str, typer.Argument(metavar="HOST")]
 HostNames = Annotated[list[str], typer.Argument(metavar="HOST...")]
 DeviceIndices = Annotated[list[int], typer.Argument(min=0, metavar="DEVICE...")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the API's answer as it is")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the answer as it is")]
 
 
 def entry() -> None:

@@ -163,7 +163,8 @@ def as_text(done: Examination) -> str:
     lines += [f"  {name} {version}" for name, version in site.packages.items()]
     for one in done.findings:
         lines += ["", f"{one.level.upper()}  {one.check}: {one.what}", f"  why  {one.why}", f"  fix  {one.fix}"]
-    counts = [f"{sum(one.level is level for one in done.findings)} {level}s" for level in Level]
+    numbers = {level: sum(one.level is level for one in done.findings) for level in Level}
+    counts = [f"{number} {level}{'' if number == 1 else 's'}" for level, number in numbers.items()]
     return "\n".join([*lines, "", f"{', '.join(counts)}, in {done.took_s:.1f} s", ""])
 
 

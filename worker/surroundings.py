@@ -89,13 +89,17 @@ def check_open_files(_site: Site) -> Iterator[Finding]:
 
 def check_disk(site: Site) -> Iterator[Finding]:
     """Room for the checkpoints to come: a new one is whole before the oldest goes."""
-    try:
-        free = shutil.disk_usage(site.settings.data_dir).free
-    except OSError as error:
-        why, fix = "everything a job writes goes there", "correct LONGYARD_DATA_DIR"
-        what = f"{site.settings.data_dir} cannot be used ({error.strerror})"
-        yield Finding("disk", Level.FAILURE, what, why, fix, dooms_jobs=True)
+    data_dir = site.settings.data_dir
+    # Before the first start it is not there yet.
+    place = next(one for one in (data_dir, *data_dir.parents) if one.exists())
+    if not os.access(place, os.R_OK | os.W_OK | os.X_OK):
+        why, fix = (
+            "everything a job writes goes there",
+            f"chown this user's, or correct LONGYARD_DATA_DIR: ls -ld {place}",
+        )
+        yield Finding("disk", Level.FAILURE, f"this user may not write in {place}", why, fix, dooms_jobs=True)
         return
+    free = shutil.disk_usage(place).free
     if free < 3 * BASE_CHECKPOINT_BYTES:
         is_full = free < DISK_LEAST_BYTES
         yield Finding(
