@@ -556,6 +556,8 @@ export interface components {
             devices: number[];
             /** Device Type */
             device_type: string;
+            /** Simulated */
+            simulated: boolean;
             status: components["schemas"]["AttemptStatus"];
             exit_reason: components["schemas"]["ExitReason"] | null;
             /** Message */
@@ -572,7 +574,10 @@ export interface components {
          * @enum {string}
          */
         AttemptStatus: "starting" | "running" | "succeeded" | "failed" | "cancelled" | "stopped" | "lost";
-        /** Device */
+        /**
+         * Device
+         * @description `utilization` is in percent. `unfit_reason`: why it is given to nobody, although it is free and not cordoned.
+         */
         Device: {
             /** Index */
             index: number;
@@ -581,6 +586,18 @@ export interface components {
             state: components["schemas"]["DeviceState"];
             /** Cordoned */
             cordoned: boolean;
+            /** Health */
+            health: string | null;
+            /** Temperature C */
+            temperature_c: number | null;
+            /** Utilization */
+            utilization: number | null;
+            /** Memory Used Bytes */
+            memory_used_bytes: number | null;
+            /** Memory Total Bytes */
+            memory_total_bytes: number | null;
+            /** Unfit Reason */
+            unfit_reason: string | null;
             /** Job Id */
             job_id: string | null;
             /** Owner */
@@ -818,7 +835,7 @@ export interface components {
         };
         /**
          * Artifact
-         * @description `path` goes behind `/jobs/{id}/artifacts/`; `kind` is output, error or stack.
+         * @description `path` goes behind `/jobs/{id}/artifacts/`; `kind` is output, error, stack or plog: what an Ascend card's runtime logged.
          */
         Artifact: {
             /** Path */

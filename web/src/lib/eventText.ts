@@ -24,9 +24,17 @@ export function reasonText(reason: string, t: Messages): string {
 const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
   Object.entries({
     submitted: (data, t) => ({ title: t.event_submitted(text(data['owner'])), detail: null }),
-    placed: (data, t) => ({
-      title: t.event_placed(text(data['attempt']), text(data['host']), cards(data['devices'])),
-      detail: null,
+    placed: (data, t) => {
+      const title = t.event_placed(text(data['attempt']), text(data['host']), cards(data['devices']));
+      return { title: data['simulated'] === true ? t.simulated_cards(title) : title, detail: null };
+    },
+    device_cordoned: (data, t) => ({
+      title: t.event_device_cordoned(text(data['device']), text(data['host'])),
+      detail: text(data['why']) || null,
+    }),
+    device_wants_reset: (data, t) => ({
+      title: t.event_device_wants_reset(text(data['device']), text(data['host'])),
+      detail: text(data['why']) || null,
     }),
     attempt_started: (data, t) => ({ title: t.event_attempt_started(text(data['attempt'])), detail: null }),
     attempt_closed: (data, t) => {

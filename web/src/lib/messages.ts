@@ -65,6 +65,7 @@ export const en = {
   step: (step: string) => `step ${step}`,
   devices_wanted: (n: number, type: string) => `${n} ${type}`,
   on_cards: (host: string, cards: string) => `${host} · ${cardWord(cards)} ${cards}`,
+  simulated_cards: (where: string) => `${where} (simulated)`,
   perplexity: 'Perplexity',
   loss: 'Loss',
 
@@ -145,6 +146,10 @@ export const en = {
   event_submitted: (owner: string) => `Submitted by ${owner}`,
   event_placed: (attempt: string, host: string, cards: string) =>
     `Attempt ${attempt} placed on ${host}, ${cardWord(cards)} ${cards}`,
+  event_device_cordoned: (card: string, host: string) =>
+    `Card ${card} of ${host} is out of service until somebody has looked at it`,
+  event_device_wants_reset: (card: string, host: string) =>
+    `Card ${card} of ${host} needs a reset once it is free`,
   event_attempt_started: (attempt: string) => `Attempt ${attempt} started`,
   event_attempt_closed: (attempt: string, reason: string) => `Attempt ${attempt} ended: ${reason}`,
   event_checkpoint: (step: string) => `Checkpoint at step ${step}`,

@@ -60,6 +60,7 @@ export const zh: Messages = {
   step: (step) => `第 ${step} 步`,
   devices_wanted: (n, type) => `${n} × ${type}`,
   on_cards: (host, cards) => `${host} · 卡 ${cards}`,
+  simulated_cards: (where) => `${where}（模拟）`,
   perplexity: '困惑度',
   loss: '损失',
 
@@ -137,6 +138,8 @@ export const zh: Messages = {
   events_none: '还没有发生任何事件。',
   event_submitted: (owner) => `由 ${owner} 提交`,
   event_placed: (attempt, host, cards) => `第 ${attempt} 次尝试分配到 ${host}，卡 ${cards}`,
+  event_device_cordoned: (card, host) => `${host} 的卡 ${card} 已停用，等待人工检查`,
+  event_device_wants_reset: (card, host) => `${host} 的卡 ${card} 空闲后需要复位`,
   event_attempt_started: (attempt) => `第 ${attempt} 次尝试开始`,
   event_attempt_closed: (attempt, reason) => `第 ${attempt} 次尝试结束：${reason}`,
   event_checkpoint: (step) => `第 ${step} 步的检查点`,

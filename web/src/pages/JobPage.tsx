@@ -2,7 +2,7 @@
 import { useEffect, useMemo } from 'preact/hooks';
 import type { Action } from '../api/client';
 import type { Job } from '../api/types';
-import { formatCount, formatPercent, formatRanges } from '../lib/format';
+import { formatCount, formatPercent } from '../lib/format';
 import { isTerminal } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { Actions } from '../components/Actions';
@@ -18,6 +18,7 @@ import { Timeline } from '../components/Timeline';
 import { Failure, Results } from '../components/Verdict';
 import { openJob, type Charted, type JobView } from '../state/job';
 import { locale, messages } from '../state/preferences';
+import { whereText } from '../lib/where';
 
 export function JobPage({ id }: { id: string }) {
   const t = messages.value;
@@ -94,9 +95,7 @@ function Facts({ job }: { job: Job }) {
     <dl class="facts">
       <Fact label={t.preset}>{job.preset}</Fact>
       <Fact label={t.where}>
-        {attempt && placed
-          ? t.on_cards(attempt.host, formatRanges(attempt.devices))
-          : t.devices_wanted(job.num_devices, job.device_type)}
+        {attempt && placed ? whereText(attempt, t) : t.devices_wanted(job.num_devices, job.device_type)}
       </Fact>
       {attempt && <Fact label={t.attempt}>{attempt.number}</Fact>}
       {job.status === 'queued' && wait !== null && wait.position !== null && (

@@ -1,7 +1,7 @@
 // The table of jobs, live.
 import { useEffect } from 'preact/hooks';
 import type { Job, JobStatus } from '../api/types';
-import { formatCount, formatNumber, formatRanges, formatUntil } from '../lib/format';
+import { formatCount, formatNumber, formatUntil } from '../lib/format';
 import { isTerminal, matches, STATUSES } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { CopyButton } from '../components/Copy';
@@ -12,6 +12,7 @@ import { Age } from '../components/Time';
 import { now } from '../state/clock';
 import { locale, messages } from '../state/preferences';
 import { filter, jobs, jobsLoading, more, readJobs, readMoreJobs } from '../state/yard';
+import { whereText } from '../lib/where';
 
 export function JobsPage() {
   const t = messages.value;
@@ -121,7 +122,7 @@ function Row({ job }: { job: Job }) {
       </td>
       <td class="cell-where">
         {attempt && (job.status === 'running' || isTerminal(job.status))
-          ? t.on_cards(attempt.host, formatRanges(attempt.devices))
+          ? whereText(attempt, t)
           : t.devices_wanted(job.num_devices, job.device_type)}
       </td>
       <td class="cell-age right num">
