@@ -28,6 +28,7 @@ MAX_BACK_OFF_S = 30.0
 STEADY_S = 60.0
 HURRY_S = 15.0
 LOG_BYTES = 10 << 20
+LAST_WORDS_BYTES = 4096
 
 
 class PlaneError(Exception):
@@ -189,6 +190,8 @@ class Plane:
         part.restart_at = now + delay_s
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         step.say(f"{part.name} {how}; starting it again in {delay_s:.1f} s (log: {self._log(part.name)})")
+        if words := _last_words(self._log(part.name)):
+            step.say(f"  {client.printable(words)}")
 
     def _add(self, part: Part, *, after: int | None = None) -> Part:
         self._start(part, after=after)
@@ -296,6 +299,15 @@ def _check_port(environment: Mapping[str, str]) -> None:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 way_out = "choose an address of this machine by --host"
             raise PlaneError(f"{host}:{port} cannot be taken ({error.strerror}); {way_out}") from error
+
+
+def _last_words(path: Path) -> str:
+    """The log's last line: of a program that refused to start, why."""
+    with suppress(OSError), open(path, "rb") as log:
+        log.seek(max(0, path.stat().st_size - LAST_WORDS_BYTES))
+        lines = log.read().decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
 
 
 def _left_behind(part: Part) -> str:

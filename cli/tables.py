@@ -153,7 +153,8 @@ def _where(job: Json) -> str:
     attempt = job["attempt"]
     if not attempt or not attempt.get("host"):
         return ""
-    return f"{attempt['host']} [{', '.join(str(index) for index in attempt['devices'])}]"
+    where = f"{attempt['host']} [{', '.join(str(index) for index in attempt['devices'])}]"
+    return f"{where} (simulated)" if attempt.get("simulated") else where
 
 
 def _start(wait: Json | None, *, with_doubt: bool = False) -> str:

@@ -31,7 +31,6 @@ def main() -> None:
     try:
         inventory = devices.survey(settings)
     except NoDevices as error:
-        log.error("%s", error)
         sys.exit(str(error))
     log.info("%d %s devices: %s", len(inventory.names), inventory.device_type, ", ".join(inventory.names))
     celery = broker.app(settings.broker_url)

@@ -25,6 +25,8 @@ def run_dir(settings: Settings, running: Attempt) -> Path:
     (directory / "r0.stack").write_text("Thread 0x1 (most recent call first):\n")
     (directory / "r1.stack").touch()
     (directory / "r1.error.json").write_text("{}")
+    (directory / "plog" / "debug" / "plog").mkdir(parents=True)
+    (directory / "plog" / "debug" / "plog" / "plog-7_20260101.log").write_text("[ERROR] EI0006\n")
     (directory / "config.json").write_bytes(SECRET)
     (directory / "supervisor.log").write_bytes(SECRET)
     return directory
@@ -35,6 +37,7 @@ def test_what_there_is_to_take(client: httpx.Client, running: Attempt, run_dir: 
     assert [(one["path"], one["kind"], one["bytes"], one["attempt"]) for one in found] == [
         ("a1/output/model.safetensors", "output", 256_000, 1),
         ("a1/output/nested/a b.txt", "output", 4, 1),
+        ("a1/plog/debug/plog/plog-7_20260101.log", "plog", 15, 1),
         ("a1/r0.stack", "stack", 37, 1),
         ("a1/r1.error.json", "error", 2, 1),
     ]

@@ -11,8 +11,9 @@ import psycopg
 import pytest
 from sqlalchemy import func, make_url, select
 
-from store import attempts, checkpoints, jobs, logs
+from store import attempts, checkpoints, devices, jobs, logs
 from store.db import Database
+from store.devices import Reading
 from store.models import Attempt, Job
 from store.settings import Settings
 from store.states import ExitReason
@@ -412,10 +413,30 @@ def test_hosts_show_their_devices_and_holders(client: httpx.Client, running: Att
         "name": "slot",
         "state": "held",
         "cordoned": False,
+        "health": None,
+        "temperature_c": None,
+        "utilization": None,
+        "memory_used_bytes": None,
+        "memory_total_bytes": None,
+        "unfit_reason": None,
         "job_id": running.job_id,
         "owner": "admin",
         "attempt": 1,
     }
+
+
+def test_hosts_show_what_their_cards_read_and_why_one_is_left_out(
+    client: httpx.Client, running: Attempt, database: Database
+) -> None:
+    assert client.get(f"/jobs/{running.job_id}/attempts").json()["data"][0]["simulated"] is False
+    with database.write() as session:
+        devices.observe(
+            session, "a", [Reading(3, "alarm", 93.0, 7.5, 3 << 30, 64 << 30, ailment="it is sick")], seen=()
+        )
+    device = client.get("/hosts").json()["data"][0]["devices"][3]
+    assert (device["health"], device["temperature_c"], device["utilization"]) == ("alarm", 93.0, 7.5)
+    assert (device["memory_used_bytes"], device["memory_total_bytes"]) == (3 << 30, 64 << 30)
+    assert (device["state"], device["unfit_reason"]) == ("free", "it is sick")
 
 
 def close(database: Database, attempt: Attempt, reason: ExitReason, *, message: str | None = None, **rest: Any) -> None:

@@ -1,5 +1,6 @@
 """`longyard up` as a program: what it starts, restarts, stops, and leaves alone."""
 
+import json
 import os
 import re
 import signal
@@ -114,3 +115,32 @@ def test_a_port_that_is_taken(tmp_path: Path, inputs: Path) -> None:
     assert done.returncode == 1
     assert "--port" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_worker_that_does_not_know_its_cards_says_so_where_it_was_started(
+    tmp_path: Path, inputs: Path, eventually: Callable[..., object]
+) -> None:
+    up = Up(tmp_path / "data", inputs)
+    up.environment |= {"LONGYARD_DEVICES": "npu-sim:2"}
+    state = up.data_dir / "hosts" / "here" / "npu-sim.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"fault": "garbage"}')
+    try:
+        up.start()
+        eventually(lambda: "this host's cards are not known: npu-smi answered what" in up.output.read_text())
+        state.unlink()
+        eventually(lambda: "online" in up.longyard("hosts").stdout)
+    finally:
+        up.stop()
+
+
+def test_the_doctor_tells_what_is_wrong_here(tmp_path: Path, inputs: Path) -> None:
+    up = Up(tmp_path / "data", inputs)
+    up.environment |= {"LONGYARD_DATA_ROOTS": str(tmp_path / "missing")}
+    done = up.longyard("doctor", "--json")
+    assert done.returncode == 1
+    (one,) = [one for one in json.loads(done.stdout)["findings"] if one["level"] == "failure"]
+    assert (one["check"], one["what"]) == ("data roots", f"{tmp_path / 'missing'} does not exist on this host")
+    assert f"fix  {one['fix']}" in up.longyard("doctor").stdout
+    up.environment |= {"LONGYARD_DATA_ROOTS": str(inputs)}
+    assert up.longyard("doctor").returncode == 0

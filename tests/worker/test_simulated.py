@@ -54,7 +54,7 @@ def test_a_rank_is_seen_on_its_card_and_the_card_serves_again_once_it_was_seen_c
     plane.start(**NPU)
     job_id = plane.submit(_hold(plane), num_devices=2, device_type="npu")
     plane.until_log(job_id, b"here", rank=1)
-    busy = plane.eventually(lambda: (one := _device(plane, 1)).memory_used_bytes > npu_smi.IDLE_MB << 20 and one)
+    busy = plane.eventually(lambda: ((one := _device(plane, 1)).memory_used_bytes or 0) > npu_smi.IDLE_MB << 20 and one)
     assert (busy.health, busy.memory_total_bytes, busy.unfit_reason) == ("ok", npu_smi.TOTAL_MB << 20, None)
     assert busy.temperature_c >= npu_smi.IDLE_C
     (plane.flags / "go").touch()
