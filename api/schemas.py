@@ -255,6 +255,7 @@ class Host(_Out):
     status: HostStatus
     drained_at: datetime | None
     device_type: str
+    simulated: bool
     devices: list[Device]
     versions: dict[str, str]
     last_seen_at: datetime

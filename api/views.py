@@ -125,6 +125,7 @@ def host(view: HostView) -> schemas.Host:
         status=view.status,
         drained_at=row.drained_at,
         device_type=row.device_type,
+        simulated=row.simulated,
         devices=devices,
         versions=row.versions,
         last_seen_at=row.last_seen_at,

@@ -129,9 +129,15 @@ def examine(site: Site, checks: Sequence[Check]) -> list[Finding]:
 
 
 def check_inputs(settings: Settings, database: Database, known: Known) -> list[Finding]:
-    """The corpora and tokenizers of the jobs that wait. Raises SQLAlchemyError."""
+    """The corpora and tokenizers of the jobs that wait. Raises SQLAlchemyError.
+
+    Those of the newest jobs are looked at too, and only remembered: the next job is likely to name them.
+    """
     with database.read() as session:
         waiting = jobs.page(session, status=JobStatus.QUEUED, limit=MAX_JOBS).rows
+        newest = jobs.page(session, limit=MAX_JOBS).rows
+    for job in newest:
+        list(known.problems(settings, job.train))
     return [
         Finding(
             "inputs",

@@ -6,10 +6,11 @@ It reads the head of a corpus and a tokenizer's JSON; what is wrong further on, 
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, cast
+
+import orjson
 
 from store.errors import PathRefused
 from store.roots import resolve
@@ -88,8 +89,8 @@ def of_tokenizer(directory: Path) -> str | None:
     if data.startswith(LFS):
         return f"has a pointer of Git LFS in place of {path.name}; fetch it by `git lfs pull`"
     try:
-        found: Any = json.loads(data)
-    except (ValueError, RecursionError):
+        found: Any = orjson.loads(data)
+    except ValueError:
         return f"has a {path.name} that is not JSON; copy it again"
     tokens = _tokens(found) if path.name == "tokenizer.json" else found
     if not isinstance(tokens, dict) or not tokens:

@@ -654,6 +654,8 @@ export interface components {
             drained_at: string | null;
             /** Device Type */
             device_type: string;
+            /** Simulated */
+            simulated: boolean;
             /** Devices */
             devices: components["schemas"]["Device"][];
             /** Versions */
