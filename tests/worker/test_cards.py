@@ -159,3 +159,16 @@ def test_the_list_of_nvidia_smi() -> None:
     )
     with pytest.raises(Unreadable):
         read_nvidia("No devices were found\n")
+
+
+def test_the_processes_of_nvidia_smi_are_found_by_the_bus() -> None:
+    cards = "1, NVIDIA H200, 00000000:4E:00.0, 41, 87, 70211, 143771, 511.20\n"
+    report = read_nvidia(
+        cards, "00000000:4E:00.0, 4711, /usr/bin/python3, 69000\n00000000:4E:00.0, 12, [Not Found], [N/A]\n"
+    )
+    assert report.processes == (
+        CardProcess(1, 4711, None, "/usr/bin/python3", 69000),
+        CardProcess(1, 12, None, "[Not Found]", None),
+    )
+    with pytest.raises(Unreadable):
+        read_nvidia(cards, "00000000:4F:00.0, 4711, python, 69000\n")
