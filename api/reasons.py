@@ -87,7 +87,7 @@ def _of_queued(job: models.Job, attempt: models.Attempt | None, waits_for: str) 
 def _of_running(job: models.Job, attempt: models.Attempt) -> str:
     if job.intent in _STOPPING:
         return _STOPPING[job.intent]
-    where = places(attempt.host, attempt.devices)
+    where = places(attempt.host, attempt.devices) + (" (simulated)" if attempt.simulated else "")
     if attempt.status is AttemptStatus.STARTING:
         return f"starting on {where}"
     return f"{_PHASES.get(job.phase or '', 'running on')} {where}"

@@ -96,7 +96,7 @@ def events(page: Json) -> None:
 def hosts(page: Json) -> None:
     """A line a device, then each host's versions."""
     rows = [
-        [host["name"], host["status"], host["device_type"], device["index"], _state(device), *_holder(device)]
+        [host["name"], host["status"], _kind(host), device["index"], _state(device), *_holder(device)]
         for host in page["data"]
         for device in host["devices"]
     ]
@@ -104,6 +104,10 @@ def hosts(page: Json) -> None:
     for host in page["data"]:
         versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
         print(f"{printable(host['name'])}: {printable(versions)}; last seen {printable(host['last_seen_at'])}")
+
+
+def _kind(host: Json) -> str:
+    return f"{host['device_type']} (simulated)" if host.get("simulated") else str(host["device_type"])
 
 
 def presets(page: Json) -> None:

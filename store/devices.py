@@ -40,7 +40,8 @@ def unseen(session: Session, host: str) -> Sequence[int]:
 def observe(session: Session, host: str, readings: Sequence[Reading], *, seen: Collection[int]) -> bool:
     """Store what was read. Answers whether a device became fit or unfit.
 
-    `seen`: the devices of `unseen` that the look was taken after; others may have been in use when it was, and go on waiting.
+    `seen`: the devices of `unseen` that the look was taken after; others may have been in use when it was, and go on waiting, unless
+    their host cannot look at them any more.
     """
     by_index = {one.index: one for one in readings}
     rows = session.scalars(select(Device).where(Device.host == host).order_by(Device.index).with_for_update())
@@ -55,7 +56,7 @@ def observe(session: Session, host: str, readings: Sequence[Reading], *, seen: C
             reading.utilization,
         )
         device.memory_used_bytes, device.memory_total_bytes = reading.memory_used_bytes, reading.memory_total_bytes
-        if device.unfit_reason == UNSEEN and device.index not in seen:
+        if device.unfit_reason == UNSEEN and device.index not in seen and reading.health is not None:
             continue
         reason = reading.ailment or (reading.residue if device.state is DeviceState.FREE else None)
         is_news = is_news or (reason is None) != (device.unfit_reason is None)

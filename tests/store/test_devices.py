@@ -115,3 +115,9 @@ def test_a_broken_device_is_cordoned_once(host: Database) -> None:
             told.append(job.num_events)
     assert told[0] == told[1]
     assert _usable(host) == (1,)
+
+
+def test_a_host_that_cannot_look_any_more_keeps_nobody_waiting_for_it(host: Database) -> None:
+    _close(host, _place(host))
+    assert _observe(host, [Reading(0), Reading(1)])
+    assert _free(host) == (0, 1)
