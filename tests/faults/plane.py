@@ -31,6 +31,7 @@ from tests.worker.processes import is_running
 
 ROOT = Path(__file__).parents[2]
 INJECT = Path(__file__).parent / "inject"
+DEVICE_TYPE = "cpu"
 T = TypeVar("T")
 Operation = dict[str, Any]
 
@@ -89,7 +90,6 @@ class Plane:
     devices: dict[str, int]
     database_url: str = ""
     redis_url: str = ""
-    device_type: str = "npu"
     variables: dict[str, str] = field(default_factory=dict[str, str])
     part_variables: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     switches: tuple[str, ...] = ()
@@ -161,7 +161,7 @@ class Plane:
             "train_file": str(path),
             "do_eval": False,
         }
-        return {"preset": "demo", "num_devices": num_devices, "device_type": self.device_type, "train": train} | more
+        return {"preset": "demo", "num_devices": num_devices, "device_type": DEVICE_TYPE, "train": train} | more
 
     def until(self, condition: Callable[[], T | None], what: str, *, stated_s: float) -> T:
         """`stated_s` is what the default timings promise."""
@@ -227,7 +227,7 @@ class Plane:
     def _host_variables(self, host: str) -> dict[str, str]:
         return {
             "LONGYARD_HOST_NAME": host,
-            "LONGYARD_DEVICES": f"{self.device_type}:{self.devices[host]}",
+            "LONGYARD_DEVICES": f"{DEVICE_TYPE}:{self.devices[host]}",
             witness.HOST_VARIABLE: str(self.root / "hosts" / host),
         }
 

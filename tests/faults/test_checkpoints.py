@@ -42,7 +42,6 @@ def shared(
         patient,
         devices={"a": 2},
         template=sqlite_template,
-        device_type="cpu",
         variables=variables,
     ) as plane:
         shutil.copytree(inputs.train_file.parent, plane.inputs / "text")

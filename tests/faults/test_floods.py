@@ -89,7 +89,7 @@ def long_queue(tmp_path: Path, sqlite_template: Path, timings: Timings) -> Itera
     ) as plane:
         holding = plane.submit([{"do": "wait_for_stop"}])
         programs.until_attempt(plane, holding, 1)
-        spec = NewJob("queued", "demo", {}, 1, plane.device_type)
+        spec = NewJob("queued", "demo", {}, 1, planes.DEVICE_TYPE)
         left = NUM_QUEUED - POSTED
         while left > 0:
             with plane.database.write() as session:

@@ -17,13 +17,15 @@ from pathlib import Path
 
 SWITCHES = Path(__file__).parent
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+KERNEL_LOG = "/dev/kmsg"
 OOM_COUNTERS = ("memory.events", "memory.oom_control", "vmstat")
 LOOK_AGAIN_S = 0.05
 
 MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
 """Which part of the plane this is; a supervisor is a worker.launcher."""
 
-_read_text, _kill, _fsync = pathlib.Path.read_text, os.kill, os.fsync
+_read_text, _write_text, _open = pathlib.Path.read_text, pathlib.Path.write_text, os.open
+_kill, _fsync = os.kill, os.fsync
 _time, _time_ns, _datetime = time.time, time.time_ns, datetimes.datetime
 
 
@@ -41,6 +43,19 @@ def read_text(self, *args, **kwargs):
         return told
     counted = switched("oom_kills") if self.name in OOM_COUNTERS else None
     return (f"oom_kill {counted}\n" if counted else "") + _read_text(self, *args, **kwargs)
+
+
+def open_(path, *args, **kwargs):
+    """F26: the kernel's log, which would name those that it killed, may not be read."""
+    if path == KERNEL_LOG:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+    return _open(path, *args, **kwargs)
+
+
+def write_text(self, *args, **kwargs):
+    if self.name == "cgroup.kill" and switched("immortal"):
+        return 0
+    return _write_text(self, *args, **kwargs)
 
 
 def kill(pid, signum):
@@ -113,7 +128,8 @@ class datetime(_datetime, metaclass=Shifted):  # noqa: N801 - it takes that one'
         return _datetime.now(tz) + datetimes.timedelta(seconds=Shift.now())
 
 
-pathlib.Path.read_text, os.kill, os.fsync = read_text, kill, fsync
+pathlib.Path.read_text, pathlib.Path.write_text, os.open = read_text, write_text, open_
+os.kill, os.fsync = kill, fsync
 if switched("clocks") is not None:
     time.time = lambda: _time() + Shift.now()
     time.time_ns = lambda: _time_ns() + int(Shift.now() * 1e9)
