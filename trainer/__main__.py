@@ -19,7 +19,12 @@ def main(argv: list[str] | None = None) -> int:
     startup = StartUp()
     parser = argparse.ArgumentParser(prog="python -m trainer", description="Trains a Longformer: one rank.")
     parser.add_argument("--config", type=Path, required=True, help="config.json; its directory takes the output")
-    path: Path = parser.parse_args(argv).config
+    given: Path = parser.parse_args(argv).config
+    # What is reported names files by their whole paths.
+    path = given.absolute()
+    if not path.is_file():
+        sys.stderr.write(f"--config: {path} is not a file\n")
+        return 2
     wish = stop.listen()
     try:
         stacks.listen(path.parent, place.here().rank)
@@ -30,9 +35,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(path: Path, wish: stop.StopWish, startup: StartUp) -> int:
-    from trainer.config import RunConfig
+    from trainer.config import RunConfig, check_inputs
+    from trainer.errors import BadInput
 
     config = RunConfig.model_validate_json(path.read_bytes())
+    problems = check_inputs(config, allow_network=config.allow_network)
+    if problems:
+        raise BadInput("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
     _prepare_libraries(config.allow_network)
     here = place.here()
     if config.cpu_affinity:

@@ -39,7 +39,10 @@ def write(
     target = parent / f"step-{step}"
     temporary = parent / f"step-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if not parent.exists():
+        parent.mkdir(parents=True)
+        _sync(parent.parent)
+    temporary.mkdir()
     save_file(_weights(network), temporary / _WEIGHTS)
     tensors, numbers = _optimizer_state(network, optimizer)
     save_file(tensors, temporary / _OPTIMIZER)
@@ -75,12 +78,16 @@ def read(reference: CheckpointRef, network: nn.Module, optimizer: torch.optim.Op
 
 
 class Keep(NamedTuple):
-    """Which checkpoints of a directory stay: the newest ones and the best within a budget, and the one resumed from."""
+    """Which checkpoints of a directory stay: the newest ones and the best within a budget, and the one resumed from.
+
+    `step` is where the run is. Later ones are of an earlier run in the same directory, and older than any of this one.
+    """
 
     newest: int
     budget_bytes: int | None
     best: Path | None
     resumed: Path | None
+    step: int
 
 
 def prune(parent: Path, keep: Keep, *, coming: bool = False) -> int:
@@ -91,7 +98,7 @@ def prune(parent: Path, keep: Keep, *, coming: bool = False) -> int:
     """
     for path in parent.glob("step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-    found = _by_step(parent)
+    found = _by_age(parent, keep.step)
     if not found:
         return 0
     fixed = {path.resolve() for path in (found[-1], keep.resumed) if path is not None}
@@ -111,10 +118,10 @@ def prune(parent: Path, keep: Keep, *, coming: bool = False) -> int:
     return total
 
 
-def _by_step(parent: Path) -> list[Path]:
+def _by_age(parent: Path, now: int) -> list[Path]:
     """The published checkpoints, oldest first."""
     steps = {int(m[1]): path for path in parent.iterdir() if (m := re.fullmatch(r"step-(\d+)", path.name))}
-    return [steps[step] for step in sorted(steps)]
+    return [steps[step] for step in sorted(steps, key=lambda step: (step <= now, step))]
 
 
 def _size(directory: Path) -> int:

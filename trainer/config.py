@@ -115,7 +115,7 @@ class TrainConfig(Spec):
         default=None,
         ge=1 << 20,
         le=1 << 50,
-        description="Disk that checkpoints may take together at any moment. The oldest go first, the best last.",
+        description="Disk that the checkpoints of an attempt may take at any moment. The oldest go first, the best last.",
     )
     dataloader_num_workers: int = Field(
         default=0, ge=0, le=64, description="Loader processes a rank; 0 loads in the rank."

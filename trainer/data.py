@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import packing, stop
+from trainer import packing
 from trainer.config import RunConfig
 from trainer.corpus import Sequences
 from trainer.device import Device
@@ -54,7 +54,10 @@ class Rows:
 
 
 class Batch(NamedTuple):
-    """What one rank computes at a time. Segment 0 is padding; the counts leave it out."""
+    """What one rank computes at a time. Segment 0 is padding; the counts leave it out.
+
+    The specials among the tokens are never masked.
+    """
 
     input_ids_BL: torch.Tensor
     position_ids_BL: torch.Tensor
@@ -64,10 +67,11 @@ class Batch(NamedTuple):
     num_samples: int
     num_tokens: int
     num_labels: int
+    num_specials: int = 0
 
     def to(self, device: Device) -> "Batch":
         ids, positions, segments, at, labels = (t.to(device.torch_device, non_blocking=True) for t in self[:5])
-        return Batch(ids, positions, segments, at, labels, self.num_samples, self.num_tokens, self.num_labels)
+        return Batch(ids, positions, segments, at, labels, *self[5:])
 
 
 def arrange(sequences: Sequences, config: RunConfig) -> Rows:
@@ -208,7 +212,13 @@ class _MaskedRows:
         segments_BL.flat[place_T] = np.repeat(_count_up(sizes_B) + 1, lengths_S)
         at_M, labels_M = self._fill(place_T[chosen_M], tokens_T[chosen_M], ids_BL.size)
         tensors = (torch.from_numpy(a) for a in (ids_BL, positions_BL, segments_BL, at_M, labels_M))
-        return Batch(*tensors, num_samples=len(members_S), num_tokens=len(tokens_T), num_labels=len(chosen_M))
+        return Batch(
+            *tensors,
+            num_samples=len(members_S),
+            num_tokens=len(tokens_T),
+            num_labels=len(chosen_M),
+            num_specials=int(self._vocabulary.is_special_V[tokens_T].sum()),
+        )
 
     def _length(self, longest: int) -> int:
         whole = self._config.max_seq_length
@@ -252,7 +262,6 @@ def _loader(
             pin_memory=config.dataloader_pin_memory and device.pins_memory,
             # Forked workers share the tokens instead of copying them; they never touch the device.
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_begin_worker,
         )
     )
 
@@ -260,10 +269,6 @@ def _loader(
 def _whole(batch: Any) -> Any:
     """Batches come whole from `__getitems__`: there is nothing to collate."""
     return batch
-
-
-def _begin_worker(worker_id: int) -> None:
-    stop.release()
 
 
 def _generator(seed: int, epoch: int, index: int) -> np.random.Generator:

@@ -77,7 +77,7 @@ class Device:
             return module
         own = None if self.type == "cpu" else [self.torch_device]
         # The only buffers count positions and never change.
-        return DistributedDataParallel(module, device_ids=own, broadcast_buffers=False)
+        return DistributedDataParallel(module, device_ids=own, forward_sync_buffers=False)
 
     def synchronize(self) -> None:
         """Waits until the device has done what it was given, so that a clock read next means something."""

@@ -24,6 +24,9 @@ from trainer.stop import StopWish
 from trainer.tally import WARM_STEPS, Step, Sums, Window, perplexity
 from trainer.tokenizer import Vocabulary
 
+# Steps in a row that fp16 may leave out for an infinite gradient: a loss scale of 65,536 halved so often is nothing.
+MAX_SKIPPED = 100
+
 
 def run(config: RunConfig, directory: Path, device: Device, reporter: Reporter, wish: StopWish) -> None:
     """Trains as the config says and leaves output/ in the run directory.
@@ -75,7 +78,7 @@ class Trainer:
         self.total_steps = _total_steps(config, self.steps_per_epoch)
         self.sums, self.window = Sums(), Window()
         self.saved_step = 0
-        self.steps_here = 0
+        self.steps_here = self.skipped = 0
         size = sum(p.numel() for p in self.network.parameters())
         reporter.say(
             f"{size:,} weights, {self.model.attention} attention on {device.type}; "
@@ -95,10 +98,19 @@ class Trainer:
                 f"resume_from_checkpoint: it was trained on {state['num_rows']} rows of other text, or text cut in another "
                 f"way, than the {len(self.train_set)} that train_file and the spec now give; keep them as they were"
             )
+        self._tell_what_changed(state["order"])
         self.sums, self.window = Sums(**state["sums"]), Window(**state["window"])
         self.optimizer.restore_scaling(state["scaler"])
         self.saved_step = self.sums.step
         self.reporter.say(f"resumed at step {self.sums.step} from {reference.dir}")
+
+    def _tell_what_changed(self, order: dict[str, Any]) -> None:
+        changed = [name for name, value in _order(self.config).items() if order[name] != value]
+        if changed:
+            self.reporter.say(
+                f"other than in the checkpoint: {', '.join(changed)}. Rows and masks from here on are not those of one "
+                "uninterrupted run: of this pass some rows may come twice, and some not at all"
+            )
 
     def _keep_global_batch(self, rows: int) -> None:
         """On another number of ranks the same rows make a step, by accumulating more or fewer batches."""
@@ -160,11 +172,12 @@ class Trainer:
         The loss is divided by the label tokens of all of them, so it does not depend on how they are split up.
         """
         device, config = self.device, self.config
-        labels, tokens, samples, asked = device.sum(
+        labels, tokens, samples, specials, asked = device.sum(
             [
                 sum(batch.num_labels for batch in accumulated),
                 sum(batch.num_tokens for batch in accumulated),
                 sum(batch.num_samples for batch in accumulated),
+                sum(batch.num_specials for batch in accumulated),
                 self.wish.is_asked(),
             ]
         )
@@ -182,7 +195,7 @@ class Trainer:
             loss_sum += loss.detach()
         norm = self.optimizer.clip()
         (total,) = device.sum([float(loss_sum)])
-        step = Step(total / max(1, labels), norm, int(labels), int(tokens), int(samples))
+        step = Step(total / max(1, labels), norm, int(labels), int(tokens), int(samples), int(specials))
         self._check_finite(step)
         self.optimizer.step(learning_rate(self.sums.step, self.total_steps, config))
         device.synchronize()
@@ -194,8 +207,10 @@ class Trainer:
         return nullcontext()
 
     def _check_finite(self, step: Step) -> None:
-        # With fp16 an infinite gradient only means that the loss scale is too large; the scaler skips the step.
-        if math.isfinite(step.loss) and (self.config.fp16 or math.isfinite(step.grad_norm)):
+        # With fp16 an infinite gradient only means that the loss scale is too large; the scaler skips the step and halves it.
+        self.skipped = 0 if math.isfinite(step.grad_norm) else self.skipped + 1
+        may_skip = self.config.fp16 and self.skipped <= MAX_SKIPPED
+        if math.isfinite(step.loss) and (self.skipped == 0 or may_skip):
             return
         number = self.sums.step + 1
         self.reporter.metrics(number, {"loss": step.loss, "grad_norm": step.grad_norm})
@@ -233,7 +248,7 @@ class Trainer:
         loss = evaluation.mean_loss(
             self.model, self.eval_set, self.vocabulary, self.config, self.device, check=self._stop_if_asked
         )
-        self.sums.evaluated(loss, is_saved=self.saved_step == step)
+        self.sums.evaluated(loss, is_saved=0 < step == self.saved_step)
         self.reporter.metrics(step, {"eval_loss": loss, "perplexity": perplexity(loss)})
         return True
 
@@ -260,6 +275,7 @@ class Trainer:
             "global_batch_size": data.global_batch_size(self.config, self.device.place),
             "num_rows": len(self.train_set),
             "train_data": self.train_set.sequences.digest,
+            "order": _order(self.config),
             "sums": asdict(self.sums),
             "window": asdict(self.window),
             "scaler": self.optimizer.scaling(),
@@ -282,6 +298,7 @@ class Trainer:
             budget_bytes=self.config.save_total_limit_bytes,
             best=None if best is None else self.directory / "checkpoints" / f"step-{best}",
             resumed=None if resumed is None else Path(resumed.dir),
+            step=self.sums.step,
         )
 
     def _results(self) -> dict[str, Any]:
@@ -298,6 +315,11 @@ def _read(
 ) -> Rows:
     cache = Path(config.cache_dir) if config.cache_dir else directory / "tokens"
     return data.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config)
+
+
+def _order(config: RunConfig) -> dict[str, Any]:
+    """What decides, beside the text and the global batch, which rows and masks a step has."""
+    return config.model_dump(mode="json", include={"seed", "group_by_length", "masking", "mlm_probability"})
 
 
 def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:

@@ -2,7 +2,8 @@
 
 The signals are blocked and taken by a thread of their own: a rank that waits inside the rendezvous or a collective
 runs no Python signal handler. Until `defer` they end the process at once; afterwards they set a flag, and the loop
-saves a checkpoint at a step all ranks agree on.
+saves a checkpoint at a step all ranks agree on. Loader workers are forked with the signals blocked and stay so: torchrun and
+terminals send them to whole process groups, and a rank without its workers could not reach the step it saves at.
 """
 
 import os
@@ -46,11 +47,6 @@ def listen() -> StopWish:
     wish = StopWish()
     threading.Thread(target=wish.watch, name="stop", daemon=True).start()
     return wish
-
-
-def release() -> None:
-    """Lets the signals end this process as usual. For forked loader workers, which inherit the blocking."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _leave(message: str, code: int) -> None:

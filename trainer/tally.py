@@ -10,13 +10,14 @@ WARM_STEPS = 10
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, counted over all ranks; padding is not counted."""
+    """One optimizer step, counted over all ranks; padding is not counted. `specials` are those of the tokens that are never masked."""
 
     loss: float
     grad_norm: float
     labels: int
     tokens: int
     samples: int
+    specials: int = 0
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Window:
     labels: int = 0
     tokens: int = 0
     samples: int = 0
+    specials: int = 0
     step_s: float = 0.0
     data_s: float = 0.0
 
@@ -85,18 +87,19 @@ class Window:
         self.labels += step.labels
         self.tokens += step.tokens
         self.samples += step.samples
+        self.specials += step.specials
         self.step_s += step_s
         self.data_s += data_s
 
     def values(self) -> dict[str, float]:
-        """Means over the window, by the names they are reported under."""
+        """Means over the window, by the names they are reported under. The masked rate is of the tokens that can be masked."""
         return {
             "loss": self.loss_sum / self.steps,
             "step_time": self.step_s / self.steps,
             "data_time": self.data_s / self.steps,
             "samples_per_second": self.samples / self.step_s,
             "tokens_per_second": self.tokens / self.step_s,
-            "masked_rate": self.labels / max(1, self.tokens),
+            "masked_rate": self.labels / max(1, self.tokens - self.specials),
         }
 
 

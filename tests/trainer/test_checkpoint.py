@@ -31,9 +31,16 @@ def make(parent: Path, sizes: dict[int, int]) -> None:
         (parent / f"step-{step}" / "model.safetensors").write_bytes(bytes(size))
 
 
-def keep(parent: Path, newest: int, budget: int | None = None, best: int | None = None, resumed: int | None = None):
+def keep(
+    parent: Path,
+    newest: int,
+    budget: int | None = None,
+    best: int | None = None,
+    resumed: int | None = None,
+    step: int = 1000,
+) -> Keep:
     at = lambda step: None if step is None else parent / f"step-{step}"  # noqa: E731
-    return Keep(newest, budget, at(best), at(resumed))
+    return Keep(newest, budget, at(best), at(resumed), step)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +56,34 @@ def keep(parent: Path, newest: int, budget: int | None = None, best: int | None 
         ({"newest": 9, "budget": 199, "best": 20}, [50]),
         ({"newest": 9, "budget": 1, "best": 20, "resumed": 10}, [10, 50]),
         ({"newest": 1, "budget": 1}, [50]),
+        ({"newest": 2, "step": 20}, [10, 20]),
+        ({"newest": 3, "step": 20}, [10, 20, 50]),
+        ({"newest": 1, "step": 20, "resumed": 10}, [10, 20]),
     ],
 )
 def test_what_stays(tmp_path: Path, rules: dict[str, int], stay: list[int]) -> None:
     make(tmp_path, dict.fromkeys((10, 20, 30, 40, 50), 100))
     assert checkpoint.prune(tmp_path, keep(tmp_path, **rules)) == 100 * len(stay)
     assert steps(tmp_path) == stay
+
+
+def test_a_run_repeated_in_one_directory_keeps_its_own(forked: Forked, spec: Spec, tmp_path: Path) -> None:
+    """What is there of later steps is an earlier run's: older than anything this one writes."""
+    options = {"save_steps": 2, "save_total_limit": 2, "do_eval": False}
+    first = forked(Ranks(tmp_path / "run", spec(max_steps=8, **options), 1, start=False))
+    assert steps(first.directory / "checkpoints") == [6, 8]
+    again = forked(Ranks(tmp_path / "run", spec(max_steps=5, **options), 1, start=False))
+    assert steps(again.directory / "checkpoints") == [4, 5]
+
+
+def test_the_start_is_no_best_checkpoint(forked: Forked, spec: Spec, tmp_path: Path) -> None:
+    """At such a rate the text is never known better than at the start, of which there is no checkpoint."""
+    options = {"eval_steps": 2, "save_steps": 2, "learning_rate": 10.0, "lr_scheduler_type": "constant"}
+    run = forked(Ranks(tmp_path / "run", spec(max_steps=8, save_total_limit=1, **options), 1, start=False))
+    losses = run.series("eval_loss")
+    assert min(losses, key=lambda step: losses[step]) == 0
+    best = min((step for step in losses if step), key=lambda step: losses[step])
+    assert steps(run.directory / "checkpoints") == sorted({best, 8})
 
 
 def test_room_is_made_before_the_next_one(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One rank's entry, seen from outside: files, exit codes, ranks, signals. Real processes throughout."""
 
+import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.trainer.conftest import LIMIT_S, ROOT, SHAPE, WITH_DROPOUT, Inputs, Ranks
@@ -40,6 +43,14 @@ def test_a_run_leaves_what_the_contract_says(launch: Launch, spec: Spec, inputs:
     assert results["fps"] > 0
     assert results["fps_wall"] > 0
     assert results["steps"] == 30
+    assert {"torch", "transformers", "python"} <= set(results["versions"])
+    texts = {"train_file": inputs.train_file, "validation_file": inputs.validation_file}
+    assert results["data_sha256"] == {
+        field: hashlib.sha256(path.read_bytes()).hexdigest() for field, path in texts.items()
+    }
+    assert all(re.fullmatch("[0-9a-f]{64}", results[f"{what}_sha256"]) for what in ("config", "code", "tokenizer"))
+    reported = "loss learning_rate grad_norm step_time data_time samples_per_second tokens_per_second epoch memory_bytes masked_rate"
+    assert set(reported.split()) <= set(ranks.lines("metrics")[1]["values"])
     assert not (ranks.directory / "r0.error.json").exists()
 
     from transformers import AutoTokenizer, LongformerForMaskedLM
@@ -124,6 +135,54 @@ def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, spec: Sp
     assert resumed.series("loss") == after
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_everybody_leaves_the_loader_workers_at_work(
+    launch: Launch, spec: Spec, number: signal.Signals
+) -> None:
+    """As torchrun sends it to a process group, and a terminal ^C."""
+    ranks = launch("run", spec(max_steps=10_000, dataloader_num_workers=2, do_eval=False), world_size=2)
+    ranks.until(lambda: ranks.progress()["step"] >= 2)
+    everybody = [one for p in ranks.processes for one in psutil.Process(p.pid).children(recursive=True)]
+    assert len(everybody) >= 4
+    for worker in everybody:
+        worker.send_signal(number)
+    ranks.signal(number)
+    assert ranks.wait() == [3, 3], ranks.log()
+    assert ranks.lines("checkpoint")[-1]["step"] == ranks.progress(0)["step"]
+    psutil.wait_procs(everybody, timeout=60)
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in everybody)
+
+
+def test_what_a_resumed_run_changes_is_told(launch: Launch, spec: Spec) -> None:
+    config = spec(max_steps=4, save_steps=2, do_eval=False)
+    first = launch("first", config).succeed()
+    line = first.lines("checkpoint")[0]
+    reference = {"dir": line["dir"], "manifest_sha256": line["manifest_sha256"]}
+    other = config | {"resume_from_checkpoint": reference, "seed": 7, "masking": "whole_word"}
+    assert "other than in the checkpoint: masking, seed." in launch("other", other).succeed().log()
+    same = launch("same", config | {"resume_from_checkpoint": reference}).succeed()
+    assert "other than in the checkpoint" not in same.log()
+    assert same.weights() == first.weights()
+
+
+@pytest.mark.parametrize("name", ["none.json", "no/such/place.json"])
+def test_a_config_that_is_not_there(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "trainer", "--config", name]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"{tmp_path / name} is not a file" in done.stderr
+
+
+def test_another_models_config_is_refused_before_anything_is_loaded(launch: Launch, spec: Spec, tmp_path: Path) -> None:
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    ranks = launch("run", spec(from_scratch=None, config_name=str(tmp_path / "bert")))
+    assert ranks.wait() == [2]
+    assert "config_name: config.json says another model_type than longformer" in ranks.error()["message"]
+
+
 def test_one_asked_rank_stops_all_at_the_same_step(launch: Launch, spec: Spec) -> None:
     ranks = launch("run", spec(max_steps=10_000), world_size=2)
     ranks.until(lambda: ranks.progress(1)["step"] >= 2)
@@ -171,7 +230,7 @@ def test_a_diverging_loss_ends_with_its_own_code(launch: Launch, spec: Spec) -> 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "has no text"),
+        (b"", "train_file: is empty; give a file with text"),
         (b"\n  \n", "has no text"),
         (b"good\nbad \xff\xfe\n", "train.txt:2: not UTF-8 at byte 4"),
     ],

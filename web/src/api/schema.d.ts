@@ -1348,7 +1348,7 @@ export interface components {
             save_total_limit?: number;
             /**
              * Save Total Limit Bytes
-             * @description Disk that checkpoints may take together at any moment. The oldest go first, the best last.
+             * @description Disk that the checkpoints of an attempt may take at any moment. The oldest go first, the best last.
              */
             save_total_limit_bytes?: number | null;
             /**
