@@ -74,8 +74,8 @@ def read(session: Session, usage: Usage, *, also: Waiting | None = None) -> Situ
 
 
 def order(session: Session) -> bytes:
-    """The queue as it was planned last."""
-    return session.execute(select(QueueOrder.job_ids)).scalar_one()
+    """The queue as it was planned last; empty before the first pass, and where the row was lost: the next pass makes it anew."""
+    return session.execute(select(QueueOrder.job_ids)).scalar_one_or_none() or b""
 
 
 def encode(job_ids: Iterable[str]) -> bytes:
@@ -88,7 +88,11 @@ def is_at(planned: bytes, position: int, job_id: str) -> bool:
 
 
 def keep_order(session: Session, job_ids: bytes) -> None:
-    session.get_one(QueueOrder, 1, with_for_update=True).job_ids = job_ids
+    row = session.get(QueueOrder, 1, with_for_update=True)
+    if row is None:
+        session.add(QueueOrder(id=1, job_ids=job_ids))
+    else:
+        row.job_ids = job_ids
 
 
 def positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from store import attempts, hosts, ids, jobs, queue, usage
 from store.db import Database, now
 from store.jobs import NewJob
-from store.models import Attempt, Device
+from store.models import Attempt, Device, QueueOrder
 from store.placement import Reservation, Share
 from store.states import DeviceState, ExitReason
 from store.usage import Usage
@@ -99,6 +99,19 @@ def test_the_order_is_kept_whole_and_gives_positions(database: Database, submit:
         order = queue.order(session)
     assert queue.is_at(order, 2, made[0])
     assert not queue.is_at(order, 4, made[1])
+
+
+def test_an_order_that_was_lost_is_empty_and_made_anew_by_the_next_pass(database: Database, submit: Submit) -> None:
+    job_id = submit()
+    with database.write() as session:
+        session.delete(session.get_one(QueueOrder, 1))
+    with database.read() as session:
+        assert queue.positions(session, [job_id]) == {}
+    for _ in range(2):
+        with database.write() as session:
+            queue.keep_order(session, queue.encode([job_id]))
+        with database.read() as session:
+            assert queue.positions(session, [job_id]) == {job_id: 1}
 
 
 def test_a_position_is_found_only_where_an_id_begins(database: Database) -> None:
