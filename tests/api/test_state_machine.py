@@ -124,7 +124,7 @@ class Wire(RuleBasedStateMachine):
     @rule(job_id=JOBS)
     def work(self, job_id: str) -> None:
         """Place the job where it may be placed, and begin."""
-        free = sorted(index for (_, index), (state, _) in self.oracle.devices.items() if state == "free")
+        free = sorted(index for (_, index), device in self.oracle.devices.items() if device.can_be_given)
         devices, placed = free[: self.oracle.jobs[job_id].num_devices], list[str]()
         refusal = writing.tries(
             self.database,
@@ -168,10 +168,10 @@ class Wire(RuleBasedStateMachine):
         seen = {("a", one["index"]): (one["state"], one["job_id"], one["attempt"]) for one in host["devices"]}
         assert seen == {
             place: (
-                state,
-                *((one.job_id, one.number) if (one := self.oracle.attempts.get(holder or "")) else (None, None)),
+                device.state,
+                *((one.job_id, one.number) if (one := self.oracle.attempts.get(device.holder or "")) else (None, None)),
             )
-            for place, (state, holder) in self.oracle.devices.items()
+            for place, device in self.oracle.devices.items()
         }
 
     def teardown(self) -> None:

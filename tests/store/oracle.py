@@ -20,6 +20,7 @@ ENDS = {
 }
 TERMINAL = frozenset(["succeeded", "failed", "cancelled"])
 FIRST_DELAY_S = 10.0
+UNSEEN = "was freed a moment ago, and its host has not looked at it since"
 
 
 @dataclass
@@ -71,6 +72,35 @@ class Attempt:
 class Host:
     status: str = "online"
     beat: int = 1
+    is_drained: bool = False
+
+    @property
+    def takes_jobs(self) -> bool:
+        return self.status == "online" and not self.is_drained
+
+
+@dataclass
+class Device:
+    """`holder` is the attempt that it was given to. `health`: what its host read last; `unfit`: why it must not be given out."""
+
+    state: str = "free"
+    holder: str | None = None
+    is_cordoned: bool = False
+    health: str | None = None
+    unfit: str | None = None
+
+    @property
+    def can_be_given(self) -> bool:
+        return self.state == "free" and not self.is_cordoned and self.unfit is None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a host saw of one of its cards: what ails it, and what of others lies on it."""
+
+    health: str | None
+    ailment: str | None = None
+    residue: str | None = None
 
 
 class Oracle:
@@ -80,10 +110,7 @@ class Oracle:
         self.jobs: dict[str, Job] = {}
         self.attempts: dict[str, Attempt] = {}
         self.hosts = {name: Host() for name in devices}
-        self.devices: dict[tuple[str, int], tuple[str, str | None]] = {
-            (name, index): ("free", None) for name, number in devices.items() for index in range(number)
-        }
-        """(state, the attempt it was given to)."""
+        self.devices = {(name, index): Device() for name, number in devices.items() for index in range(number)}
 
     def submit(self, job_id: str, *, num_devices: int) -> None:
         self.jobs[job_id] = Job(num_devices)
@@ -91,9 +118,9 @@ class Oracle:
     def refusal_to_place(self, job_id: str, host: str, indices: Iterable[int]) -> str | None:
         job, wanted = self.jobs[job_id], list(indices)
         fits = len(wanted) == job.num_devices and all(
-            self.devices.get((host, index), ("absent", None))[0] == "free" for index in wanted
+            (host, index) in self.devices and self.devices[host, index].can_be_given for index in wanted
         )
-        return None if job.status == "queued" and self.hosts[host].status == "online" and fits else "PlacementConflict"
+        return None if job.status == "queued" and self.hosts[host].takes_jobs and fits else "PlacementConflict"
 
     def place(self, job_id: str, attempt_id: str, host: str, indices: Iterable[int]) -> None:
         job = self.jobs[job_id]
@@ -101,7 +128,7 @@ class Oracle:
         attempt = Attempt(job_id, len(job.attempts), host, frozenset(indices))
         self.attempts[attempt_id] = attempt
         for index in attempt.devices:
-            self.devices[host, index] = ("held", attempt_id)
+            self.devices[host, index].state, self.devices[host, index].holder = "held", attempt_id
         job.step = next(iter(job.best_first), None)
         self._becomes(job, "running")
         job.timeline.append("placed")
@@ -167,16 +194,39 @@ class Oracle:
         job.ran_s += attempt.ran_s
         job.timeline.append("attempt_closed")
         self._becomes(job, self._end(job, reason))
-        for place, (_, holder) in self.devices.items():
-            if holder == attempt_id:
-                self.devices[place] = ("free", None) if clean else ("unverified", attempt_id)
+        self._release(attempt_id, to="free" if clean else "unverified")
         return None
 
     def verify(self, attempt_id: str, *, stuck: bool) -> None:
         """The host has looked at the devices of a closed attempt: nobody is left there, or somebody cannot be ended."""
-        for place, (_, holder) in self.devices.items():
-            if holder == attempt_id:
-                self.devices[place] = ("quarantined", attempt_id) if stuck else ("free", None)
+        self._release(attempt_id, to="quarantined" if stuck else "free")
+
+    def look(self, host: str, found: Mapping[int, Look], *, in_time: bool) -> bool:
+        """The host has looked at these cards, after it saw that they wait for it or before. Answers whether one becomes fit or unfit."""
+        is_news = False
+        for index, look in found.items():
+            device = self.devices[host, index]
+            device.health = look.health
+            if device.unfit == UNSEEN and not in_time and look.health is not None:
+                continue
+            before, device.unfit = device.unfit, look.ailment or (look.residue if device.state == "free" else None)
+            is_news |= (before is None) != (device.unfit is None)
+        return is_news
+
+    def blame(self, attempt_id: str, index: int) -> str | None:
+        """A device's fault ends the attempt: it is given to nobody until a person has looked."""
+        if refusal := self.renew(attempt_id):
+            return refusal
+        attempt = self.attempts[attempt_id]
+        device = self.devices.get((attempt.host, index))
+        if device is not None and not device.is_cordoned:
+            device.is_cordoned = True
+            self.jobs[attempt.job_id].timeline.append("device_cordoned")
+        return None
+
+    @property
+    def num_held(self) -> int:
+        return sum(device.state == "held" for device in self.devices.values())
 
     def cancel(self, job_id: str) -> str | None:
         job = self.jobs[job_id]
@@ -225,6 +275,15 @@ class Oracle:
         if job.status == "running" and job.intent == "run":
             job.intent = "preempt"
             job.timeline.append("preempt_requested")
+
+    def _release(self, attempt_id: str, *, to: str) -> None:
+        """A card that its host can see is free only once it has been looked at again."""
+        for device in self.devices.values():
+            if device.holder == attempt_id:
+                device.state = to
+                if to == "free":
+                    device.holder = None
+                    device.unfit = device.unfit or (UNSEEN if device.health is not None else None)
 
     def _end(self, job: Job, reason: str) -> str:
         """The closing table."""

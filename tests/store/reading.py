@@ -112,12 +112,18 @@ def attempts_of(session: Session) -> dict[str, oracle.Attempt]:
 
 
 def hosts_of(session: Session) -> dict[str, oracle.Host]:
-    return {row.name: oracle.Host(row.status.value, row.beat) for row in session.scalars(select(models.Host))}
+    rows = session.scalars(select(models.Host))
+    return {row.name: oracle.Host(row.status.value, row.beat, row.drained_at is not None) for row in rows}
 
 
-def devices_of(session: Session) -> dict[tuple[str, int], tuple[str, str | None]]:
+def devices_of(session: Session) -> dict[tuple[str, int], oracle.Device]:
     rows = session.scalars(select(models.Device))
-    return {(row.host, row.index): (row.state.value, row.attempt_id) for row in rows}
+    return {
+        (row.host, row.index): oracle.Device(
+            row.state.value, row.attempt_id, row.cordoned_at is not None, row.health, row.unfit_reason
+        )
+        for row in rows
+    }
 
 
 def checkpoint_id(session: Session, attempt_id: str, step: int) -> str:

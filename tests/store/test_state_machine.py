@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, db, hosts, jobs
+from store import attempts, checkpoints, db, hosts, jobs, queue
 from store.db import Base, Database
 from store.errors import LeaseLost
 from store.jobs import NewJob
@@ -21,6 +21,7 @@ from store.settings import Settings
 from store.states import TRIES, ExitReason
 from tests.lives import live
 from tests.store import reading, writing
+from tests.store.fleet import DEVICES, Fleet
 from tests.store.oracle import Judge, Oracle, Queue
 from tests.store.writing import Holder
 from worker import planner as planner_module
@@ -28,9 +29,8 @@ from worker import processes
 from worker.planner import Planner
 from worker.sweeper import Sweeper
 
-DEVICES = {"a": 3, "b": 2}
 MAX_JOBS = 4
-
+NO_QUOTA = 99
 
 JOBS = st.runner().flatmap(lambda life: st.sampled_from(list(life.oracle.jobs)))
 HOLDERS = st.runner().flatmap(lambda life: st.sampled_from(life.holders))
@@ -54,10 +54,9 @@ class Clock:
         return (self.wall + timedelta(seconds=self.seconds)).astimezone(zone)
 
 
-class Life(RuleBasedStateMachine):
+class Life(Fleet):
     """Begins in the middle of things: Hypothesis leaves out whole rules of a life, and most would stay empty."""
 
-    database: Database
     settings: Settings
     clock: Clock
 
@@ -74,7 +73,7 @@ class Life(RuleBasedStateMachine):
                 hosts.register(
                     session, name, device_type="cpu", device_names=["slot"] * number, boot_id="b", versions={}
                 )
-        self.planner, self.queue = Planner(self.database), Queue()
+        self.planner, self.queue, self.quota = Planner(self.database), Queue(), NO_QUOTA
         self.sweeper, self.judge = Sweeper(self.settings, self.database), Judge(self.settings.lease_s)
         for num_devices in (2, 1):
             self.submit(num_devices)
@@ -135,13 +134,13 @@ class Life(RuleBasedStateMachine):
         if room := self._room(self.oracle.jobs[job_id].num_devices + more, anywhere=anywhere):
             self.place(job_id, *room)
 
-    @rule(by_another=st.booleans())
-    def plan(self, by_another: bool) -> None:
+    @rule(by_another=st.booleans(), quota=st.sampled_from([NO_QUOTA, 3, 2]))
+    def plan(self, by_another: bool, quota: int) -> None:
         if by_another:
-            self.planner, self.queue = Planner(self.database), Queue()
+            self.planner, self.queue, self.quota = Planner(self.database, quotas={"*": quota}), Queue(), quota
         left_s = self.queue.left_s(self.clock.seconds, self.oracle.jobs)
         # A large job may keep others waiting, by a promise; what has room before it was asked must not be kept by nothing.
-        all_fit = all(self._room(self.oracle.jobs[one].num_devices) for one, seconds in left_s.items() if seconds <= 0)
+        all_fit = all(self._may_start(one) for one, seconds in left_s.items() if seconds <= 0)
         done = self.planner.run()
         for placed in done.placed:
             assert left_s[placed.job_id] <= 0, "it was to wait longer"
@@ -149,9 +148,11 @@ class Life(RuleBasedStateMachine):
                 devices = attempts.get(session, placed.attempt_id).devices
             assert self.oracle.refusal_to_place(placed.job_id, placed.host, devices) is None
             self.oracle.place(placed.job_id, placed.attempt_id, placed.host, devices)
+            assert self.oracle.num_held <= self.quota, "its owner may not hold so much"
         assert done.placed or not all_fit or all(seconds > 0 for seconds in left_s.values()), "there is room"
         held = [seconds for seconds in left_s.values() if seconds > 0]
         assert done.again_in_s == (pytest.approx(min(held)) if held else None)
+        self._who_waits_knows_why()
 
     @rule(holder=HOLDERS)
     def launch(self, holder: Holder) -> None:
@@ -208,6 +209,11 @@ class Life(RuleBasedStateMachine):
     def finish(self, holder: Holder, reason: ExitReason, clean: bool) -> None:
         refusal = self._tries(lambda s: writing.close(s, holder, reason, clean=clean))
         assert refusal == self.oracle.close(holder.attempt_id, reason.value, clean=clean)
+
+    @rule(holder=HOLDERS, index=st.integers(0, 2))
+    def blame_a_device(self, holder: Holder, index: int) -> None:
+        refusal = self._tries(lambda s: writing.blame(s, holder, index))
+        assert refusal == self.oracle.blame(holder.attempt_id, index)
 
     @rule(holder=HOLDERS, ago=st.integers(0, 2))
     def judge_by_a_beat_of_a_while_ago(self, holder: Holder, ago: int) -> None:
@@ -282,17 +288,6 @@ class Life(RuleBasedStateMachine):
                     self.renew(Holder(attempt.job_id, attempt_id), None)
             self._judge()
 
-    @rule(name=st.sampled_from(sorted(DEVICES)), drains=st.booleans())
-    def a_worker_leaves_or_starts(self, name: str, drains: bool) -> None:
-        slots = ["slot"] * DEVICES[name]
-        with self.database.write() as session:
-            if drains:
-                hosts.leave(session, name)
-            else:
-                hosts.register(session, name, device_type="cpu", device_names=slots, boot_id="c", versions={})
-        self.oracle.hosts[name].status = "draining" if drains else "online"
-        self.oracle.hosts[name].beat += not drains
-
     @invariant()
     def every_job_is_as_predicted(self) -> None:
         with self.database.read() as session:
@@ -315,12 +310,23 @@ class Life(RuleBasedStateMachine):
             assert reading.hosts_of(session) == self.oracle.hosts
             assert reading.devices_of(session) == self.oracle.devices
 
+    def _may_start(self, job_id: str) -> bool:
+        num_devices = self.oracle.jobs[job_id].num_devices
+        return self.oracle.num_held + num_devices <= self.quota and self._room(num_devices) is not None
+
+    def _who_waits_knows_why(self) -> None:
+        waiting = {job_id for job_id, job in self.oracle.jobs.items() if job.status == "queued"}
+        with self.database.read() as session:
+            assert all(jobs.get(session, job_id).wait_reason for job_id in waiting)
+            places = queue.positions(session, list(self.oracle.jobs)) if waiting else {}
+        assert (places.keys(), sorted(places.values())) == (waiting, list(range(1, len(waiting) + 1)))
+
     def _room(self, num_devices: int, *, anywhere: bool = False) -> tuple[str, set[int]] | None:
         for name, host in self.oracle.hosts.items():
             free = sorted(
-                index for (of, index), (state, _) in self.oracle.devices.items() if (of, state) == (name, "free")
+                index for (of, index), device in self.oracle.devices.items() if of == name and device.can_be_given
             )
-            if (host.status == "online" or anywhere) and len(free) >= num_devices:
+            if (host.takes_jobs or anywhere) and len(free) >= num_devices:
                 return name, set(free[:num_devices])
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, db, jobs, logs, metrics
+from store import attempts, checkpoints, db, devices, jobs, logs, metrics
 from store.db import Database
 from store.errors import IdempotencyConflict, IllegalTransition, LeaseLost, PlacementConflict
 from store.metrics import Point
@@ -75,6 +75,12 @@ def publish(session: Session, holder: Holder, step: int) -> None:
 def condemn(session: Session, holder: Holder, *, saved_by: str, step: int) -> None:
     job = attempts.renew(session, holder.attempt_id, job_id=holder.job_id)
     checkpoints.condemn(session, job, reading.checkpoint_id(session, saved_by, step))
+
+
+def blame(session: Session, holder: Holder, index: int) -> None:
+    job = attempts.renew(session, holder.attempt_id, job_id=holder.job_id)
+    attempt = attempts.get(session, holder.attempt_id)
+    devices.cordon_broken(session, job, attempt, index=index, why="its memory fails")
 
 
 def close(
