@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.mutants.catalogue import Edit, Mutant
+from tests.mutants.mutant import Edit, Mutant
 
 ROOT: Final = Path(__file__).parents[2]
 ROOMS: Final = ("store", "worker", "api", "trainer", "migrations", "tests")

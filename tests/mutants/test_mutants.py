@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants.catalogue import MUTANTS, Edit, Mutant, Rotten
+from tests.mutants.catalogue import MUTANTS
+from tests.mutants.mutant import Edit, Mutant, Rotten
 from tests.mutants.run import check, run
 
 NUM_DRAWN = 3

@@ -130,7 +130,7 @@ class Life(Fleet):
 
     @rule(job_id=JOBS, more=st.sampled_from([0, 0, 1, -1]), anywhere=st.booleans())
     def place_where_there_is_room(self, job_id: str, more: int = 0, anywhere: bool = False) -> None:
-        """Devices drawn at random are seldom those that are free. `anywhere`: also on a host that takes no jobs."""
+        """Devices drawn at random are seldom those that are free. `anywhere`: also where nobody may, and rather there."""
         if room := self._room(self.oracle.jobs[job_id].num_devices + more, anywhere=anywhere):
             self.place(job_id, *room)
 
@@ -323,9 +323,10 @@ class Life(Fleet):
 
     def _room(self, num_devices: int, *, anywhere: bool = False) -> tuple[str, set[int]] | None:
         for name, host in self.oracle.hosts.items():
-            free = sorted(
-                index for (of, index), device in self.oracle.devices.items() if of == name and device.can_be_given
-            )
+            mine = {index: device for (of, index), device in self.oracle.devices.items() if of == name}
+            free = [index for index, device in mine.items() if device.can_be_given]
+            if anywhere:
+                free = [index for index, one in mine.items() if one.state == "free" and not one.can_be_given] + free
             if (host.takes_jobs or anywhere) and len(free) >= num_devices:
                 return name, set(free[:num_devices])
         return None
