@@ -16,7 +16,7 @@ from benchmarks import recipe, sides
 from benchmarks.race import Effort, interleave, span, won
 from benchmarks.sides import must_agree
 from benchmarks.table import Line, median
-from trainer import corpus, data, masking, tokenizer
+from trainer import corpus, data, masking, plan, tokenizer
 from trainer.config import RunConfig
 from trainer.corpus import Sequences
 from trainer.data import Batch
@@ -104,7 +104,7 @@ def _paragraphs(vocabulary: Vocabulary, directory: Path) -> Sequences:
     sequences = corpus.read(path, "train_file", _config(packing=True), vocabulary, directory, lambda _: None)
     sequences = replace(sequences, tokens_T=np.array(sequences.tokens_T), starts_N1=np.array(sequences.starts_N1))
     count = int(np.searchsorted(sequences.starts_N1, PACKED_ROWS * LENGTH, "right")) - 1
-    while len(data.arrange(_first(sequences, count), _config(packing=True))) > PACKED_ROWS:
+    while len(plan.arrange(_first(sequences, count), _config(packing=True))) > PACKED_ROWS:
         count -= 1
     return _first(sequences, count)
 
@@ -115,7 +115,7 @@ def _first(sequences: Sequences, count: int) -> Sequences:
 
 def _batches(sequences: Sequences, vocabulary: Vocabulary, *, packing: bool) -> list[Batch]:
     config = _config(packing=packing)
-    return list(data.eval_batches(data.arrange(sequences, config), vocabulary, config, sides.here()))
+    return list(data.eval_batches(plan.arrange(sequences, config), vocabulary, config, sides.here()))
 
 
 def _config(*, packing: bool) -> RunConfig:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer import text
-from trainer.config import RunConfig
+from trainer.config import RunConfig, TrainConfig
 from trainer.errors import BadInput
 from trainer.tokenizer import Vocabulary
 
@@ -100,6 +100,16 @@ def read(
     return Sequences(tokens_T, starts_N1, digest, content)
 
 
+def cut(lines: Iterator[str], config: TrainConfig, vocabulary: Vocabulary) -> Iterator[list[TokenArray]]:
+    """The framed sequences of some lines, some at a time; never an empty list of them."""
+    bodies_of = _by_document if config.line_by_line else _joined
+    bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
+    for bodies in bodies_of(_encoded(_pieces(lines, config.line_by_line), vocabulary), config.max_seq_length - 2):
+        framed = [np.concatenate((bos, body, eos)) for body in bodies if len(body)]
+        if framed:
+            yield framed
+
+
 def _content_sha256(path: Path, cache: Path, work: Work) -> str:
     """The hash of a file. A large one is hashed once, not by every rank of every attempt: until it is touched."""
     stat = path.stat()
@@ -154,7 +164,7 @@ def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, ta
     with (temporary / _TOKENS).open("wb") as tokens, (temporary / _STARTS).open("wb") as starts:
         starts.write(np.zeros(1, np.int64).tobytes())
         with text.documents(path, field) as source:
-            for sequences in _sequences(source.lines, config, vocabulary):
+            for sequences in cut(source.lines, config, vocabulary):
                 starts_N = end + np.cumsum([len(sequence) for sequence in sequences], dtype=np.int64)
                 starts.write(starts_N.tobytes())
                 tokens.write(np.concatenate(sequences).tobytes())
@@ -167,16 +177,6 @@ def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, ta
         shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{field}: {path} has no text in it")
     temporary.rename(target)
-
-
-def _sequences(lines: Iterator[str], config: RunConfig, vocabulary: Vocabulary) -> Iterator[list[TokenArray]]:
-    """Framed sequences, never an empty list of them."""
-    cut = _by_document if config.line_by_line else _joined
-    bos, eos = np.array([vocabulary.bos], np.int32), np.array([vocabulary.eos], np.int32)
-    for bodies in cut(_encoded(_pieces(lines, config.line_by_line), vocabulary), config.max_seq_length - 2):
-        framed = [np.concatenate((bos, body, eos)) for body in bodies if len(body)]
-        if framed:
-            yield framed
 
 
 def _by_document(encoded: Iterator[list[TokenPiece]], room: int) -> Iterator[list[TokenArray]]:

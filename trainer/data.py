@@ -7,7 +7,6 @@ Shapes: B rows, L tokens in the longest of them, M labelled tokens of the batch,
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +14,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
-from trainer import packing
 from trainer.config import RunConfig
-from trainer.corpus import Sequences
 from trainer.device import Device
 from trainer.masking import draw, expected_rate, mask
 from trainer.place import Place
+from trainer.plan import FILLER, Rows, batch_length, by_batch, label_capacity, order, steps_per_epoch
 from trainer.tokenizer import Vocabulary
 
 IntArray = npt.NDArray[np.int64]
@@ -28,29 +26,6 @@ IntArray = npt.NDArray[np.int64]
 # Evaluation masks are the masks of an epoch that training never reaches, so they are the same each time.
 EVALUATION_EPOCH = 2**32 - 1
 IGNORED = -100
-_ORDER = 2**64 - 1
-_FILLER = -1
-# With group_by_length, rows are sorted within this many steps' worth of a shuffled pass.
-_STEPS_SORTED_TOGETHER = 50
-# With group_by_length on a device that wants fixed shapes, batches have one of this many lengths.
-_LENGTHS = 8
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Row i holds the sequences members_N[starts_R1[i] : starts_R1[i + 1]]; where nothing is packed, sequence i."""
-
-    sequences: Sequences
-    members_N: IntArray | None = None
-    starts_R1: IntArray | None = None
-
-    def __len__(self) -> int:
-        return len(self.sequences) if self.starts_R1 is None else len(self.starts_R1) - 1
-
-    def __getitem__(self, index: int) -> list[int]:
-        if self.members_N is None or self.starts_R1 is None:
-            return [index]
-        return self.members_N[self.starts_R1[index] : self.starts_R1[index + 1]].tolist()
 
 
 class Batch(NamedTuple):
@@ -72,34 +47,6 @@ class Batch(NamedTuple):
     def to(self, device: Device) -> "Batch":
         ids, positions, segments, at, labels = (t.to(device.torch_device, non_blocking=True) for t in self[:5])
         return Batch(ids, positions, segments, at, labels, *self[5:])
-
-
-def arrange(sequences: Sequences, config: RunConfig) -> Rows:
-    """One sequence a row, or with config.packing as many as fit into max_seq_length, best fit first."""
-    if not config.packing:
-        return Rows(sequences)
-    return Rows(sequences, *packing.pack(sequences.lengths(), config.max_seq_length))
-
-
-def steps_per_epoch(rows: Rows, config: RunConfig, place: Place) -> int:
-    """Optimizer steps that one pass takes; the last one may be short."""
-    return math.ceil(len(rows) / global_batch_size(config, place))
-
-
-def global_batch_size(config: RunConfig, place: Place) -> int:
-    """Rows in one optimizer step, over all ranks."""
-    return config.per_device_train_batch_size * config.gradient_accumulation_steps * place.world_size
-
-
-def label_capacity(labels: int, slots: int, rate: float) -> int:
-    """How many labels a batch of fixed shape has room for: the same number for all batches but the oddest.
-
-    The masked tokens of `slots` are some six deviations below it; where they are more, it is as often as large as needed.
-    """
-    mean = slots * rate
-    # Spans of up to three tokens that are chosen as one have up to three times the variance of single tokens.
-    capacity = min(slots, math.ceil(mean + 6 * math.sqrt(3 * mean)))
-    return capacity * max(1, math.ceil(labels / capacity))
 
 
 def train_batches(
@@ -124,7 +71,7 @@ def eval_batches(rows: Rows, vocabulary: Vocabulary, config: RunConfig, device: 
     count = math.ceil(len(rows) / (size * place.world_size))
     starts = [(i * place.world_size + place.rank) * size for i in range(count)]
     plan = [
-        [(EVALUATION_EPOCH, i if i < len(rows) else _FILLER) for i in range(start, start + size)] for start in starts
+        [(EVALUATION_EPOCH, i if i < len(rows) else FILLER) for i in range(start, start + size)] for start in starts
     ]
     yield from _loader(rows, vocabulary, config, device, plan)
 
@@ -142,36 +89,15 @@ class _TrainPlan:
         return len(self._steps) * self._config.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self._config.per_device_train_batch_size
         per_epoch = steps_per_epoch(self._rows, self._config, self._place)
         epoch, order_SG = -1, np.empty((0, 0), np.int64)
         for step in self._steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
-                order_SG = self._order(epoch)
-            drawn_G = order_SG[step % per_epoch]
-            by_batch = drawn_G.reshape(self._config.gradient_accumulation_steps, self._place.world_size, size)
-            for indices_B in by_batch[:, self._place.rank]:
+                order_SG = order(self._rows, self._config, self._place, epoch)
+            batches = by_batch(order_SG[step % per_epoch], self._config, self._place)
+            for indices_B in batches[:, self._place.rank]:
                 yield [(epoch, int(index)) for index in indices_B]
-
-    def _order(self, epoch: int) -> IntArray:
-        """The rows of every step of a pass: S steps of G rows, the last one filled up."""
-        whole = global_batch_size(self._config, self._place)
-        generator = _generator(self._config.seed, epoch, _ORDER)
-        order_R = generator.permutation(len(self._rows))
-        if self._config.group_by_length:
-            order_R = _group(order_R, self._rows.sequences.lengths(), whole)
-        order_SG = np.pad(order_R, (0, -len(order_R) % whole), constant_values=_FILLER).reshape(-1, whole)
-        if self._config.group_by_length:
-            # Otherwise every stretch of training would go from long to short.
-            order_SG[:-1] = order_SG[generator.permutation(len(order_SG) - 1)]
-        return order_SG
-
-
-def _group(order_R: IntArray, lengths_R: IntArray, whole: int) -> IntArray:
-    stretch = whole * _STEPS_SORTED_TOGETHER
-    parts = [order_R[start : start + stretch] for start in range(0, len(order_R), stretch)]
-    return np.concatenate([part[np.argsort(-lengths_R[part], kind="stable")] for part in parts])
 
 
 class _MaskedRows:
@@ -189,7 +115,7 @@ class _MaskedRows:
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of the rows named by (epoch, row), all of one epoch."""
         config, sequences = self._config, self._rows.sequences
-        members = [[] if row == _FILLER else self._rows[row] for _, row in keys]
+        members = [[] if row == FILLER else self._rows[row] for _, row in keys]
         members_S, sizes_B = (
             np.array([i for row in members for i in row], np.int64),
             np.array([len(m) for m in members]),
@@ -202,7 +128,7 @@ class _MaskedRows:
         inputs_T, chosen_M = mask(tokens_T, at_T, draws_T, self._vocabulary, config.masking, config.mlm_probability)
         row_T = np.repeat(np.repeat(np.arange(len(keys)), sizes_B), lengths_S)
         column_T = _count_up(np.bincount(row_T, minlength=len(keys)))
-        size = len(keys), self._length(1 + int(column_T.max(initial=0)))
+        size = len(keys), self._length(column_T)
         place_T = row_T * size[1] + column_T
         ids_BL = np.full(size, self._vocabulary.pad, np.int64)
         positions_BL = np.full(size, self._vocabulary.pad, np.int64)
@@ -220,15 +146,8 @@ class _MaskedRows:
             num_specials=int(self._vocabulary.is_special_V[tokens_T].sum()),
         )
 
-    def _length(self, longest: int) -> int:
-        whole = self._config.max_seq_length
-        if self._config.pad_to_max_length:
-            return whole
-        if not self._fixes_shapes:
-            return longest
-        # Who groups by length wants short batches: then a few lengths are allowed.
-        part = -(-whole // _LENGTHS) if self._config.group_by_length else whole
-        return min(whole, -(-longest // part) * part)
+    def _length(self, column_T: IntArray) -> int:
+        return batch_length(1 + int(column_T.max(initial=0)), self._config, fixes_shapes=self._fixes_shapes)
 
     def _fill(self, at_M: IntArray, labels_M: IntArray, slots: int) -> tuple[IntArray, IntArray]:
         if not self._fixes_shapes:
@@ -269,8 +188,3 @@ def _loader(
 def _whole(batch: Any) -> Any:
     """Batches come whole from `__getitems__`: there is nothing to collate."""
     return batch
-
-
-def _generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    key = np.array([seed << 32 | epoch, index], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))

@@ -6,10 +6,10 @@ import torch
 
 from trainer import data
 from trainer.config import RunConfig
-from trainer.data import Rows
 from trainer.device import Device
 from trainer.errors import BadInput
 from trainer.model import MaskedLanguageModel
+from trainer.plan import Rows
 from trainer.tokenizer import Vocabulary
 
 _BATCHES_A_CHECK = 8

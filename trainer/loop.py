@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import checkpoint, corpus, data, evaluation, model, results, tokenizer
+from trainer import checkpoint, corpus, data, evaluation, model, plan, results, tokenizer
 from trainer.config import RunConfig
-from trainer.data import Batch, Rows
+from trainer.data import Batch
 from trainer.device import Device, seed_all
 from trainer.errors import BadInput, Diverged, Stopped
 from trainer.optimizer import Optimizer
+from trainer.plan import Rows
 from trainer.report import Reporter
 from trainer.schedule import learning_rate
 from trainer.stop import StopWish
@@ -74,8 +75,8 @@ class Trainer:
         self.model = model.MaskedLanguageModel(self.network, device.type, packing=config.packing)
         self.module = device.over_ranks(self.model.to(device.torch_device))
         self.optimizer = Optimizer(self.model, config, device)
-        self.steps_per_epoch = data.steps_per_epoch(train_set, config, device.place)
-        self.total_steps = _total_steps(config, self.steps_per_epoch)
+        self.steps_per_epoch = plan.steps_per_epoch(train_set, config, device.place)
+        self.total_steps = plan.total_steps(self.steps_per_epoch, config)
         self.sums, self.window = Sums(), Window()
         self.saved_step = 0
         self.steps_here = self.skipped = 0
@@ -83,7 +84,7 @@ class Trainer:
         reporter.say(
             f"{size:,} weights, {self.model.attention} attention on {device.type}; "
             f"{len(train_set.sequences):,} sequences in {len(train_set):,} rows, "
-            f"{self.total_steps:,} steps of {data.global_batch_size(config, device.place)} rows"
+            f"{self.total_steps:,} steps of {plan.global_batch_size(config, device.place)} rows"
         )
 
     def resume(self) -> None:
@@ -91,7 +92,7 @@ class Trainer:
         reference = self.config.resume_from_checkpoint
         assert reference is not None
         state = checkpoint.read(reference, self.network, self.optimizer.adamw)
-        if state["global_batch_size"] != data.global_batch_size(self.config, self.device.place):
+        if state["global_batch_size"] != plan.global_batch_size(self.config, self.device.place):
             self._keep_global_batch(state["global_batch_size"])
         if (state["train_data"], state["num_rows"]) != (self.train_set.sequences.digest, len(self.train_set)):
             raise BadInput(
@@ -121,8 +122,8 @@ class Trainer:
                 f"{size}; choose another per_device_train_batch_size or number of devices"
             )
         self.config = self.config.model_copy(update={"gradient_accumulation_steps": rows // (size * ranks)})
-        self.steps_per_epoch = data.steps_per_epoch(self.train_set, self.config, self.device.place)
-        self.total_steps = _total_steps(self.config, self.steps_per_epoch)
+        self.steps_per_epoch = plan.steps_per_epoch(self.train_set, self.config, self.device.place)
+        self.total_steps = plan.total_steps(self.steps_per_epoch, self.config)
         self.reporter.say(
             f"{ranks} ranks now: {self.config.gradient_accumulation_steps} batches a step keep its {rows} rows; "
             "rows, masks and learning rates go on as they were, what dropout drops does not"
@@ -221,7 +222,7 @@ class Trainer:
 
     def _count(self, step: Step, step_s: float, data_s: float) -> None:
         self.steps_here += 1
-        rows = data.global_batch_size(self.config, self.device.place)
+        rows = plan.global_batch_size(self.config, self.device.place)
         self.sums.add(step, step_s, rows if self.steps_here > WARM_STEPS else None)
         self.window.add(step, step_s, data_s)
         self.reporter.stepped(self.sums.step)
@@ -272,7 +273,7 @@ class Trainer:
         self.reporter.phase("save")
         parent, keep = self.directory / "checkpoints", self._keep()
         state = {
-            "global_batch_size": data.global_batch_size(self.config, self.device.place),
+            "global_batch_size": plan.global_batch_size(self.config, self.device.place),
             "num_rows": len(self.train_set),
             "train_data": self.train_set.sequences.digest,
             "order": _order(self.config),
@@ -314,15 +315,9 @@ def _read(
     name: str, field: str, config: RunConfig, vocabulary: Vocabulary, directory: Path, reporter: Reporter
 ) -> Rows:
     cache = Path(config.cache_dir) if config.cache_dir else directory / "tokens"
-    return data.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config)
+    return plan.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config)
 
 
 def _order(config: RunConfig) -> dict[str, Any]:
     """What decides, beside the text and the global batch, which rows and masks a step has."""
     return config.model_dump(mode="json", include={"seed", "group_by_length", "masking", "mlm_probability"})
-
-
-def _total_steps(config: RunConfig, steps_per_epoch: int) -> int:
-    if config.max_steps > 0:
-        return config.max_steps
-    return max(1, math.ceil(config.num_train_epochs * steps_per_epoch))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer import data
+from trainer import plan
 from trainer.config import RunConfig, TrainConfig
 from trainer.corpus import Sequences
 from trainer.device import Device
@@ -33,7 +33,7 @@ def collect(
     return {
         **sums.results(),
         "epochs": sums.step / steps_per_epoch,
-        "global_batch_size": data.global_batch_size(config, device.place),
+        "global_batch_size": plan.global_batch_size(config, device.place),
         "world_size": device.place.world_size,
         "device_type": device.type,
         "data_sha256": {field: text.content_sha256 for field, text in texts.items()},

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal, Self, cast, get_args
+from typing import Literal, NamedTuple, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -55,6 +55,19 @@ class LongformerShape(Spec):
         return self
 
 
+class ModelSize(NamedTuple):
+    """A whole model's size, whether it is new or has a config.json; the defaults are LongformerConfig's."""
+
+    vocab_size: int = 30522
+    num_hidden_layers: int = 12
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    hidden_act: str = "gelu"
+    tie_word_embeddings: bool = True
+
+
 def past_positions(max_seq_length: int, max_position_embeddings: int) -> str | None:
     """What is wrong with a length that a model has no positions for; None when it fits."""
     positions = max_position_embeddings - RESERVED_POSITIONS
@@ -65,6 +78,27 @@ def past_positions(max_seq_length: int, max_position_embeddings: int) -> str | N
 
 def read_model_config(path: Path) -> dict[str, int]:
     """The max_position_embeddings of a Longformer's config.json. Raises ValueError, in words, for any other file."""
+    return {"max_position_embeddings": cast(int, _checked_fields(path)["max_position_embeddings"])}
+
+
+def read_model_size(path: Path) -> ModelSize:
+    """The size a Longformer's config.json gives. Raises ValueError as `read_model_config` does."""
+    fields = _checked_fields(path)
+    types = fields.get("type_vocab_size", 2)
+    if type(types) is not int or not 1 <= types <= 10_000:
+        raise ValueError("config.json has no usable type_vocab_size (1 to 10,000)")
+    known = {name: fields[name] for name in ModelSize._fields if name in fields}
+    return ModelSize(**cast(dict[str, int], known))
+
+
+def refuse(field: str, value: object, message: str) -> ValidationError:
+    """An error whose location is the field itself: pydantic puts a model validator's own errors at the root."""
+    # The message carries braces only as data, hence the context.
+    error = PydanticCustomError("spec", "{field} {message}", {"field": field, "message": message})
+    return ValidationError.from_exception_data("TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)])
+
+
+def _checked_fields(path: Path) -> dict[str, object]:
     if path.stat().st_size > MODEL_CONFIG_LIMIT_BYTES:
         raise ValueError("config.json is larger than 1 MiB, so it is no model's config")
     try:
@@ -83,14 +117,7 @@ def read_model_config(path: Path) -> dict[str, int]:
     if type(positions) is not int or not 8 <= positions <= 131074:
         raise ValueError("config.json has no usable max_position_embeddings (8 to 131074)")
     _check_shape(fields)
-    return {"max_position_embeddings": positions}
-
-
-def refuse(field: str, value: object, message: str) -> ValidationError:
-    """An error whose location is the field itself: pydantic puts a model validator's own errors at the root."""
-    # The message carries braces only as data, hence the context.
-    error = PydanticCustomError("spec", "{field} {message}", {"field": field, "message": message})
-    return ValidationError.from_exception_data("TrainConfig", [InitErrorDetails(type=error, loc=(field,), input=value)])
+    return fields
 
 
 def _check_shape(fields: dict[str, object]) -> None:

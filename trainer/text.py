@@ -29,12 +29,17 @@ class Documents(NamedTuple):
 
 
 @contextmanager
-def documents(path: Path, field: str) -> Generator[Documents]:
+def documents(path: Path, field: str, *, start: int = 0) -> Generator[Documents]:
     """The lines of .txt, or the "text" of the lines of .jsonl, without their line ends.
+
+    With `start`, which only a file that is not compressed allows, from the first line that begins behind that byte.
 
     Raises BadInput with file and line for bytes that are not text, a line above 16 MiB, or a record without text.
     """
     with path.open("rb") as raw:
+        if start:
+            raw.seek(start)
+            _line(raw, f"{field}: {path}: behind byte {start}")
         yield Documents(_documents(_unpack(raw, path), path, field), raw.tell)
 
 

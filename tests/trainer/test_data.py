@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import Inputs
-from trainer import corpus, data, masking, packing, text, tokenizer
+from trainer import corpus, data, masking, packing, plan, text, tokenizer
 from trainer.config import RunConfig
-from trainer.data import Batch, Rows
+from trainer.data import Batch
 from trainer.device import Device
 from trainer.errors import BadInput
 from trainer.place import Place
+from trainer.plan import Rows
 from trainer.tokenizer import Vocabulary
 
 Spec = Callable[..., dict[str, Any]]
@@ -141,7 +142,7 @@ def test_a_step_does_not_depend_on_how_it_is_split(
     read: Any, spec: Spec, vocabulary: Vocabulary, inputs: Inputs, options: dict[str, Any]
 ) -> None:
     options = options | {"line_by_line": True}
-    rows = data.arrange(read(inputs.train_file, **options), RunConfig.model_validate(spec(**options)))
+    rows = plan.arrange(read(inputs.train_file, **options), RunConfig.model_validate(spec(**options)))
     whole = spec(per_device_train_batch_size=8, **options)
     parts = spec(per_device_train_batch_size=2, gradient_accumulation_steps=2, **options)
     one = batches(rows, vocabulary, whole, device(), 40)
@@ -156,15 +157,15 @@ def test_a_pass_shows_every_sequence_once(
 ) -> None:
     options = options | {"line_by_line": True, "per_device_train_batch_size": 7}
     config = RunConfig.model_validate(spec(**options))
-    rows = data.arrange(read(inputs.train_file, **options), config)
-    steps = data.steps_per_epoch(rows, config, Place(0, 0, 1))
+    rows = plan.arrange(read(inputs.train_file, **options), config)
+    steps = plan.steps_per_epoch(rows, config, Place(0, 0, 1))
     drawn = batches(rows, vocabulary, spec(**options), device(), steps)
     assert sum(b.num_samples for b in drawn) == len(rows.sequences) == 200
     assert sum(b.num_tokens for b in drawn) == len(rows.sequences.tokens_T)
 
 
 def test_workers_change_nothing(read: Any, spec: Spec, vocabulary: Vocabulary, inputs: Inputs) -> None:
-    rows = data.arrange(read(inputs.train_file), RunConfig.model_validate(spec()))
+    rows = plan.arrange(read(inputs.train_file), RunConfig.model_validate(spec()))
     alone = batches(rows, vocabulary, spec(), device(), 5)
     helped = batches(rows, vocabulary, spec(dataloader_num_workers=2), device(), 5)
     for a, b in zip(alone, helped, strict=True):
@@ -174,9 +175,9 @@ def test_workers_change_nothing(read: Any, spec: Spec, vocabulary: Vocabulary, i
 def test_grouping_leaves_little_padding(read: Any, spec: Spec, vocabulary: Vocabulary, inputs: Inputs) -> None:
     def slots(**options: Any) -> int:
         options |= {"line_by_line": True, "max_seq_length": 64}
-        rows = data.arrange(read(inputs.train_file, **options), RunConfig.model_validate(spec(**options)))
+        rows = plan.arrange(read(inputs.train_file, **options), RunConfig.model_validate(spec(**options)))
         config = RunConfig.model_validate(spec(**options))
-        steps = data.steps_per_epoch(rows, config, Place(0, 0, 1))
+        steps = plan.steps_per_epoch(rows, config, Place(0, 0, 1))
         return sum(b.input_ids_BL.numel() for b in batches(rows, vocabulary, spec(**options), device(), steps))
 
     padded, grouped, packed = slots(pad_to_max_length=True), slots(group_by_length=True), slots(packing=True)

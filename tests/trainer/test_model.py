@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import Inputs
-from trainer import corpus, data, model, tokenizer
+from trainer import corpus, data, model, plan, tokenizer
 from trainer.config import RunConfig
 from trainer.data import EVALUATION_EPOCH, Batch
 from trainer.device import Device
@@ -27,7 +27,7 @@ def vocabulary(inputs: Inputs) -> Vocabulary:
 def losses(config: RunConfig, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Any) -> tuple[Any, list[Batch], float]:
     sequences = corpus.read(inputs.validation_file, "f", config, vocabulary, tmp_path, lambda _: None)
     ours = model.MaskedLanguageModel(model.build(config, vocabulary), "cpu", packing=config.packing).eval()
-    batches = list(data.eval_batches(data.arrange(sequences, config), vocabulary, config, CPU))
+    batches = list(data.eval_batches(plan.arrange(sequences, config), vocabulary, config, CPU))
     with torch.no_grad():
         total = sum(float(ours(batch)) for batch in batches)
     return ours, batches, total
@@ -71,10 +71,10 @@ def test_filled_up_labels_change_no_loss(spec: Spec, vocabulary: Vocabulary, inp
     config = RunConfig.model_validate(spec(pad_to_max_length=True))
     ours, batches, _ = losses(config, vocabulary, inputs, tmp_path)
     filled = data._MaskedRows(
-        data.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
+        plan.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
     )
     batch = filled.__getitems__([(EVALUATION_EPOCH, i) for i in range(config.per_device_eval_batch_size)])
-    assert len(batch.labels_M) == data.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
+    assert len(batch.labels_M) == plan.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
     assert batch.num_labels == batches[0].num_labels < len(batch.labels_M)
     with torch.no_grad():
         assert float(ours(batch)) == pytest.approx(float(ours(batches[0])), rel=1e-6)
