@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
 from trainer.config import DeviceType, TrainConfig
+from trainer.estimate import Estimate
 
 MAX_LABELS: Final = 64
 MAX_DEVICES: Final = 8
@@ -189,12 +190,13 @@ class Placement(_Out):
 
 
 class DryRun(_Out):
-    """Either `placement`, where it would start at once, or `wait`."""
+    """Either `placement`, where it would start at once, or `wait`. `steps` is the estimate's."""
 
     spec: Spec
     placement: Placement | None
     wait: Wait | None
     steps: int | None
+    estimate: Estimate
 
 
 class Event(_Out):

@@ -78,6 +78,13 @@ def verdict(session: Session, spec: NewJob, *, owner: str, settings: Settings) -
     return next(one for one in [*plan.placements, *plan.waits] if one.job_id == queue.NEWCOMER)
 
 
+def device_type_at(spec: NewJob, verdict: Placement | Wait, known_hosts: Sequence[HostView]) -> str:
+    """What the job would run on; `any` where it takes what comes and has not been given anything yet."""
+    if spec.device_type != ANY or not isinstance(verdict, Placement):
+        return spec.device_type
+    return next((view.host.device_type for view in known_hosts if view.host.name == verdict.host), ANY)
+
+
 def _unknown_preset(name: str) -> schemas.FieldError:
     close = fields.nearest(name, list(presets.PRESETS))
     known = ", ".join(presets.PRESETS)

@@ -17,6 +17,7 @@ from store.jobs import NewJob
 from store.placement import Placement, Wait
 from store.states import JobStatus
 from store.tokens import Identity
+from trainer.estimate import Estimate
 from trainer.presets import Preset
 
 TAIL_LINES: Final = 20
@@ -60,7 +61,7 @@ def spec(new: NewJob) -> schemas.Spec:
     )
 
 
-def dry_run(new: NewJob, verdict: Placement | Wait) -> schemas.DryRun:
+def dry_run(new: NewJob, verdict: Placement | Wait, estimate: Estimate) -> schemas.DryRun:
     placement, wait = None, None
     if isinstance(verdict, Placement):
         placement = schemas.Placement(host=verdict.host, devices=list(verdict.device_indices))
@@ -73,7 +74,7 @@ def dry_run(new: NewJob, verdict: Placement | Wait) -> schemas.DryRun:
             estimated_start_at=start_at,
             is_promised=verdict.reservation is not None,
         )
-    return schemas.DryRun(spec=spec(new), placement=placement, wait=wait, steps=None)
+    return schemas.DryRun(spec=spec(new), placement=placement, wait=wait, steps=estimate.steps.value, estimate=estimate)
 
 
 def attempt(row: models.Attempt) -> schemas.Attempt:

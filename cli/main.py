@@ -88,7 +88,7 @@ def submit(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="stay and show its progress; exit 1 if it fails")
     ] = False,
-    dry_run: Annotated[bool, typer.Option(help="validate and place, queue nothing")] = False,
+    dry_run: Annotated[bool, typer.Option(help="say what it would take and where it would run; queue nothing")] = False,
     idempotency_key: Annotated[str | None, typer.Option(help="the same key submits the same job once")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -99,7 +99,7 @@ def submit(
     params = {"dry_run": "true"} if dry_run else {}
     job = client.request(http, "POST", "/jobs", json=body, headers=headers, params=params)
     if dry_run:
-        _print_json(job)
+        _print_json(job) if as_json else tables.dry_run(job)
         return
     if not follow:
         _print_json(job) if as_json else print(

@@ -12,6 +12,18 @@ from rich.text import Text
 
 from cli.client import Json, Problem, colored, printable
 
+_ESTIMATED = {
+    "parameters": "parameters",
+    "sequences": "sequences in train_file",
+    "rows": "rows of them",
+    "global_batch": "rows a step",
+    "steps": "steps",
+    "tokens": "tokens",
+    "slots": "tokens with padding",
+    "checkpoint_bytes": "a checkpoint",
+    "checkpoints_bytes": "checkpoints at most",
+    "memory_bytes": "memory a device",
+}
 _STATUS_STYLE = {"running": "cyan", "succeeded": "green", "failed": "red", "online": "green", "lost": "red"}
 
 
@@ -52,6 +64,27 @@ def job(job: Json) -> None:
     ]
     _pairs([(name, value) for name, value in rows if value not in (None, "")])
     _log_tail(job)
+
+
+def dry_run(answer: Json) -> None:
+    """Where a job would run, and what it would take. `about` marks what was not counted; why not stands below."""
+    placement, wait, estimate = answer["placement"], answer["wait"], answer["estimate"]
+    rows: list[tuple[str, Any]] = []
+    if placement:
+        rows.append(("would start at once on", f"{placement['host']} {placement['devices']}"))
+    if wait:
+        rows.append(("would wait", wait["reason"]))
+        rows.append(("estimated start", wait["estimated_start_at"] or "not known"))
+    rows += [(name, _figure(estimate[key], in_bytes=key.endswith("_bytes"))) for key, name in _ESTIMATED.items()]
+    parts: Json = estimate["memory_parts"] or {}
+    rows += [(f"  {name}", f"up to {_in_bytes(value)}") for name, value in parts.items()]
+    _pairs(rows)
+    reasons: dict[str, list[str]] = {}
+    for key, name in _ESTIMATED.items():
+        if estimate[key]["why"]:
+            reasons.setdefault(estimate[key]["why"], []).append(name)
+    for why, names in reasons.items():
+        print(f"{', '.join(names)}: {printable(why)}")
 
 
 def outcome(job: Json) -> None:
@@ -185,6 +218,17 @@ def _state(device: Json) -> str:
 
 def _holder(device: Json) -> tuple[str, str]:
     return (device["job_id"], device["owner"] or "") if device["job_id"] else ("", "")
+
+
+def _figure(figure: Json, *, in_bytes: bool) -> str:
+    if figure["value"] is None:
+        return "unknown"
+    text = _in_bytes(figure["value"]) if in_bytes else f"{figure['value']:,}"
+    return text if figure["sure"] == "exact" else f"about {text}"
+
+
+def _in_bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _log_tail(job: Json) -> None:

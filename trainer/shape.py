@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -88,7 +88,7 @@ def read_model_size(path: Path) -> ModelSize:
     if type(types) is not int or not 1 <= types <= 10_000:
         raise ValueError("config.json has no usable type_vocab_size (1 to 10,000)")
     known = {name: fields[name] for name in ModelSize._fields if name in fields}
-    return ModelSize(**cast(dict[str, int], known))
+    return ModelSize(**cast(dict[str, Any], known))
 
 
 def refuse(field: str, value: object, message: str) -> ValidationError:

@@ -26,7 +26,7 @@ IntArray = npt.NDArray[np.int64]
 
 # A tokenizer takes about a second for this much text.
 WHOLE_BYTES = 2 << 20
-# A large file is looked at in so many places, the first of them its beginning.
+# A large file is looked at in so many places.
 _PLACES = 8
 # Of a compressed file so many times the sample is decompressed to learn how much there is.
 _READ_ON = 15
@@ -66,8 +66,10 @@ def read(path: Path, field: str, config: TrainConfig, vocabulary: Vocabulary, *,
     """
     size = path.stat().st_size
     if not text.layout(path)[1] and size > whole:
-        starts = [size * place // _PLACES for place in range(_PLACES)]
-        found = [_read(path, field, config, vocabulary, start, whole // _PLACES) for start in starts]
+        # Each in the middle of its part of the file, which may go from short to long.
+        each = whole // _PLACES
+        starts = [(size * (2 * place + 1) // _PLACES - each) // 2 for place in range(_PLACES)]
+        found = [_read(path, field, config, vocabulary, start, each) for start in starts]
         return Lengths(np.concatenate([lengths for lengths, _ in found]), sum(share for _, share in found))
     return Lengths(*_read(path, field, config, vocabulary, 0, whole))
 

@@ -10,7 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api import deps, schemas, specs, views
+from api import deps, estimates, schemas, specs, views
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import Problem, documented
 from api.plane import Plane
@@ -20,6 +20,7 @@ from store.hosts import HostView
 from store.jobs import NewJob, Submission
 from store.states import JobStatus
 from store.tokens import Identity
+from trainer.config import TrainConfig
 
 router = APIRouter(tags=["jobs"])
 
@@ -102,7 +103,7 @@ async def submit_job(
         earlier = await run_in_threadpool(_earlier, plane, caller, idempotency_key, digest)
         if earlier is not None:
             return _json(earlier, status=200, replay=True)
-    new, known_hosts = await run_in_threadpool(_checked, spec, plane)
+    new, _, known_hosts = await run_in_threadpool(_checked, spec, plane)
     row, replayed = await plane.writer.submit(Submission(new, caller.owner, idempotency_key, digest))
     if replayed:
         return _json(await run_in_threadpool(_shown, plane, row), status=200, replay=True)
@@ -216,13 +217,14 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
 
 
 def _rehearse(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> schemas.DryRun:
-    new, _ = _checked(spec, plane)
+    new, train, known_hosts = _checked(spec, plane)
     with plane.database.read() as session:
         found = specs.verdict(session, new, owner=caller.owner, settings=plane.settings)
-    return views.dry_run(new, found)
+    device_type = specs.device_type_at(new, found, known_hosts)
+    return views.dry_run(new, found, estimates.of(train, num_devices=new.num_devices, device_type=device_type))
 
 
-def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, Sequence[HostView]]:
+def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, TrainConfig, Sequence[HostView]]:
     """The whole spec, and the hosts it was held against: those of a moment ago may accept it, only those of now refuse it."""
     new, train = specs.resolve(spec)
     known_hosts = plane.known_hosts.recently()
@@ -231,7 +233,7 @@ def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, Sequence[Host
     except Problem:
         known_hosts = plane.known_hosts.now()
         specs.check(new, train, known_hosts=known_hosts, settings=plane.settings)
-    return new, known_hosts
+    return new, train, known_hosts
 
 
 def _earlier(plane: CurrentPlane, caller: Caller, key: str, digest: str) -> schemas.Job | None:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import structlog
 
+from api import estimates
 from api.__main__ import listen, server_of, url_of
 from api.main import create_app
 from api.plane import Plane
@@ -65,6 +66,17 @@ def serving(settings: Settings) -> Generator[Running]:
         server.handle_exit(15, None)
     thread.join(timeout=10)
     assert not thread.is_alive(), "the server does not stop"
+
+
+@contextmanager
+def all_turns_taken() -> Generator[None]:
+    """As when many ask at once: no estimate is made meanwhile."""
+    for _ in range(estimates.AT_ONCE):
+        assert estimates._turns.acquire(timeout=60)
+    try:
+        yield
+    finally:
+        estimates._turns.release(estimates.AT_ONCE)
 
 
 @pytest.fixture

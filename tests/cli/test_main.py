@@ -26,9 +26,15 @@ def test_submit_jobs_show_pause_resume_cancel_retry(longyard: Longyard) -> None:
 
 def test_a_dry_run_queues_nothing(longyard: Longyard) -> None:
     before = longyard("jobs", "--json").stdout
-    done = longyard("submit", "--preset", "demo", *longyard.files, "--dry-run")
+    done = longyard("submit", "--preset", "demo", *longyard.files, "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["spec"]["preset"] == "demo"
+    answer = json.loads(done.stdout)
+    assert answer["spec"]["preset"] == "demo"
+    shown = longyard("submit", "--preset", "demo", *longyard.files, "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"^would wait +needs 2 free cpu devices", shown.stdout, re.MULTILINE)
+    assert re.search(rf"^steps +{answer['estimate']['steps']['value']}$", shown.stdout, re.MULTILINE)
+    assert re.search(r"^memory a device +about [\d.]+ MiB$", shown.stdout, re.MULTILINE)
     assert longyard("jobs", "--json").stdout == before
 
 

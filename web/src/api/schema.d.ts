@@ -898,7 +898,7 @@ export interface components {
         };
         /**
          * DryRun
-         * @description Either `placement`, where it would start at once, or `wait`.
+         * @description Either `placement`, where it would start at once, or `wait`. `steps` is the estimate's.
          */
         DryRun: {
             spec: components["schemas"]["Spec"];
@@ -906,6 +906,24 @@ export interface components {
             wait: components["schemas"]["Wait"] | null;
             /** Steps */
             steps: number | null;
+            estimate: components["schemas"]["Estimate"];
+        };
+        /**
+         * Estimate
+         * @description Of a whole training, but for `sequences` and `rows`, which are those of one pass. `slots` are tokens and padding.
+         */
+        Estimate: {
+            parameters: components["schemas"]["Figure"];
+            sequences: components["schemas"]["Figure"];
+            rows: components["schemas"]["Figure"];
+            global_batch: components["schemas"]["Figure"];
+            steps: components["schemas"]["Figure"];
+            tokens: components["schemas"]["Figure"];
+            slots: components["schemas"]["Figure"];
+            memory_bytes: components["schemas"]["Figure"];
+            memory_parts: components["schemas"]["MemoryParts"] | null;
+            checkpoint_bytes: components["schemas"]["Figure"];
+            checkpoints_bytes: components["schemas"]["Figure"];
         };
         /** EventPage */
         EventPage: {
@@ -915,6 +933,21 @@ export interface components {
             has_more: boolean;
             /** Next */
             next: string | null;
+        };
+        /**
+         * Figure
+         * @description A number and how sure it is: counted, from a sample, from a model of the trainer, or unknown; `why` it is not exact.
+         */
+        Figure: {
+            /** Value */
+            value: number | null;
+            /**
+             * Sure
+             * @enum {string}
+             */
+            sure: "exact" | "sampled" | "modelled" | "unknown";
+            /** Why */
+            why: string | null;
         };
         /** Health */
         Health: {
@@ -1061,6 +1094,24 @@ export interface components {
              * @default 0.00001
              */
             layer_norm_eps: number;
+        };
+        /**
+         * MemoryParts
+         * @description Bytes on one device, each at its largest; they are not all there at the same time.
+         */
+        MemoryParts: {
+            /** Libraries */
+            libraries: number;
+            /** Weights */
+            weights: number;
+            /** Gradients */
+            gradients: number;
+            /** Optimizer */
+            optimizer: number;
+            /** Activations */
+            activations: number;
+            /** Logits */
+            logits: number;
         };
         /** Metrics */
         Metrics: {
