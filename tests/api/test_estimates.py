@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,24 @@ def test_an_estimate_that_fails_leaves_the_rest_as_it_was(
     assert told["placement"] == {"host": "a", "devices": [0, 1]}
     assert told["steps"] is None
     assert told["estimate"]["steps"]["why"].startswith("not done within")
+
+
+def test_a_tokenizer_that_breaks_its_library_breaks_nothing_else(
+    client: httpx.Client, host: str, readable: dict[str, Any], inputs: Path
+) -> None:
+    """A pattern that never comes to an end on this text: the library panics, past every handler of ours."""
+    directory = inputs / "hostile"
+    directory.mkdir()
+    tokenizer = json.loads(
+        ByteLevelBPETokenizer(*(str(inputs / "lf_token" / name) for name in ("vocab.json", "merges.txt"))).to_str()
+    )
+    pattern = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer | {"pre_tokenizer": pattern}))
+    (inputs / "train.txt").write_text("a" * 60 + "b\n")
+    told = dry_run(client, readable | {"train": readable["train"] | {"tokenizer_name": str(directory)}})
+    assert told["placement"] == {"host": "a", "devices": [0, 1]}
+    assert told["estimate"]["steps"]["why"] == "reading the tokenizer or the text failed; the API's log has the details"
+    assert client.get("/readyz").status_code == 200
 
 
 def test_no_more_than_some_are_made_at_once(client: httpx.Client, host: str, readable: dict[str, Any]) -> None:
