@@ -21,7 +21,6 @@ from trainer.estimate import Estimate, Request
 AT_ONCE: Final = 2
 # It ends itself earlier; this is for one that cannot.
 LIMIT_S: Final = estimate.LIMIT_S + 10.0
-MESSAGE_CHARS: Final = 200
 
 log = structlog.get_logger("api.estimates")
 _turns: Final = threading.BoundedSemaphore(AT_ONCE)

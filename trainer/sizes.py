@@ -73,21 +73,24 @@ def memory(size: ModelSize, train: TrainConfig, batch: Batch, *, num_devices: in
     weights = counts.total * _FLOAT
     # Mixed precision keeps a copy of every matrix from forward to backward.
     copies = counts.trained * _HALF if mixed else 0
-    # Across ranks gradients are summed in buckets of their own.
-    gradients = counts.trained * _FLOAT * (1 if num_devices == 1 else 2)
+    gradients = counts.trained * _FLOAT
+    # Across ranks they are summed in copies, which are there from the beginning.
+    buckets = gradients if num_devices > 1 else 0
     optimizer = counts.trained * 2 * _FLOAT
     kept, while_layer = _activations(size, train, batch, device_type)
     logits = _logits(size, batch, mixed=mixed)
     embedding = size.vocab_size * size.hidden_size * _FLOAT
     # Gradients of a step's first batch come one by one, as activations go; of its further batches they are all there.
-    held = gradients if train.gradient_accumulation_steps > 1 else 0
+    # NpuFusedAdamW never lets go of them.
+    keeps = device_type == "npu" and train.optim == "adamw_torch_npu_fused"
+    held = gradients if keeps or train.gradient_accumulation_steps > 1 else 0
     at_head = kept + logits + max(held, embedding)
     in_layers = kept + while_layer + max(held, embedding)
     at_end = gradients + while_layer
-    fixed = LIBRARIES_BYTES[device_type] + weights + optimizer
+    fixed = LIBRARIES_BYTES[device_type] + weights + optimizer + buckets
     peak = fixed + math.ceil(max(copies + at_head, copies + in_layers, at_end) * _HOLES.get(device_type, 1.0))
     return Memory(
-        LIBRARIES_BYTES[device_type], weights + copies, gradients, optimizer, kept + while_layer, logits, peak
+        LIBRARIES_BYTES[device_type], weights + copies, gradients + buckets, optimizer, kept + while_layer, logits, peak
     )
 
 
