@@ -243,6 +243,13 @@ def uncordon(name: HostName, devices: DeviceIndices, as_json: AsJson = False) ->
 
 
 @app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What is wrong on this machine, why it matters, and the command that mends it; exit 1 where a job would fail."""
+    argv = [sys.executable, "-P", "-m", "worker.doctor", *(["--json"] if as_json else [])]
+    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+
+
+@app.command()
 def presets(as_json: AsJson = False) -> None:
     """The named training configs a job can start from."""
     page = client.request(_connect(), "GET", "/presets")
