@@ -11,12 +11,15 @@ from tests.store.oracle import Look, Oracle
 
 DEVICES = {"a": 3, "b": 2}
 
+WELL = Look("ok")
+ILL = Look("alarm", ailment="its health is ALARM")
+
 NAMES = st.sampled_from(sorted(DEVICES))
 PLACES = st.sampled_from([(name, index) for name, number in DEVICES.items() for index in range(number)])
-LOOKS = st.just(Look("ok")) | st.builds(
+LOOKS = st.just(WELL) | st.builds(
     Look,
     st.sampled_from([None, "ok", "alarm"]),
-    ailment=st.sampled_from([None, None, "its health is ALARM"]),
+    ailment=st.sampled_from([None, None, ILL.ailment]),
     residue=st.sampled_from([None, None, "process 7 of nobody's job on it"]),
 )
 
@@ -56,7 +59,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def look_at_all_cards_and_find_them_well(self, name: str) -> None:
-        self._look(name, {index: Look("ok") for index in range(DEVICES[name])}, in_time=True)
+        self._look(name, dict.fromkeys(range(DEVICES[name]), WELL), in_time=True)
 
     def _look(self, name: str, found: dict[int, Look], *, in_time: bool) -> None:
         """`in_time`: it began after the host had seen which devices wait for it."""

@@ -21,7 +21,7 @@ from store.settings import Settings
 from store.states import TRIES, ExitReason
 from tests.lives import live
 from tests.store import reading, writing
-from tests.store.fleet import DEVICES, Fleet
+from tests.store.fleet import DEVICES, ILL, WELL, Fleet
 from tests.store.oracle import Judge, Oracle, Queue
 from tests.store.writing import Holder
 from worker import planner as planner_module
@@ -130,9 +130,24 @@ class Life(Fleet):
 
     @rule(job_id=JOBS, more=st.sampled_from([0, 0, 1, -1]), anywhere=st.booleans())
     def place_where_there_is_room(self, job_id: str, more: int = 0, anywhere: bool = False) -> None:
-        """Devices drawn at random are seldom those that are free. `anywhere`: also where nobody may, and rather there."""
+        """Devices drawn at random are seldom those that are free. `anywhere`: also on a host that takes no jobs."""
         if room := self._room(self.oracle.jobs[job_id].num_devices + more, anywhere=anywhere):
             self.place(job_id, *room)
+
+    @rule(why=st.sampled_from(["drained", "cordoned", "ill"]))
+    def place_on_what_was_withheld_meanwhile(self, why: str) -> None:
+        """After the planner saw it free."""
+        queued = [job_id for job_id, job in self.oracle.jobs.items() if job.status == "queued"]
+        if queued and (room := self._room(self.oracle.jobs[queued[0]].num_devices)):
+            name, index = room[0], max(room[1])
+            withhold = {
+                "drained": lambda is_so: self.drain_or_undrain(name, is_so),
+                "cordoned": lambda is_so: self.cordon_or_uncordon((name, index), is_so),
+                "ill": lambda is_so: self.look_at_a_card((name, index), ILL if is_so else WELL, in_time=True),
+            }[why]
+            withhold(True)
+            self.place(queued[0], *room)
+            withhold(False)
 
     @rule(by_another=st.booleans(), quota=st.sampled_from([NO_QUOTA, 3, 2]))
     def plan(self, by_another: bool, quota: int) -> None:
@@ -323,10 +338,7 @@ class Life(Fleet):
 
     def _room(self, num_devices: int, *, anywhere: bool = False) -> tuple[str, set[int]] | None:
         for name, host in self.oracle.hosts.items():
-            mine = {index: device for (of, index), device in self.oracle.devices.items() if of == name}
-            free = [index for index, device in mine.items() if device.can_be_given]
-            if anywhere:
-                free = [index for index, one in mine.items() if one.state == "free" and not one.can_be_given] + free
+            free = [index for (of, index), one in self.oracle.devices.items() if of == name and one.can_be_given]
             if (host.takes_jobs or anywhere) and len(free) >= num_devices:
                 return name, set(free[:num_devices])
         return None
