@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import Ranks
@@ -94,6 +94,7 @@ def test_room_is_made_before_the_next_one(tmp_path: Path) -> None:
     assert steps(tmp_path) == [30], "until the next one is whole, the newest is all there is"
 
 
+@settings(deadline=None)
 @given(
     sizes=st.dictionaries(st.integers(1, 30), st.integers(0, 50), min_size=1, max_size=8),
     newest=st.integers(1, 5),
