@@ -21,7 +21,7 @@ VOCABULARY = json.loads(TOKENIZER)["model"]["vocab"]
     ("name", "data", "words"),
     [
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
-        ("a.txt", gzip.compress(b"text"), "give it the ending .gz"),
+        ("a.txt", gzip.compress(b"text", mtime=0), "give it the ending .gz"),
         ("a.txt.gz", b"text", "is named .gz and is not compressed so"),
         ("a.txt", "text".encode("utf-16"), "is UTF-16"),
         ("a.txt", b"te\0xt", "has a NUL at byte 2"),
@@ -40,7 +40,7 @@ def test_a_corpus_that_is_none(tmp_path: Path, name: str, data: bytes, words: st
     [
         ("a.txt", "naïve – 漢字\n".encode()),
         ("a.txt", b"\xef\xbb\xbftext"),
-        ("a.txt.gz", gzip.compress(b"text")),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0)),
         ("a.txt", b"x" * (HEAD_BYTES - 1) + "漢".encode()),
         ("a.txt", b"x" * HEAD_BYTES + b"\xff"),
     ],
