@@ -93,7 +93,10 @@ class _Call(NamedTuple):
         }
 
     def parts(self) -> Iterator[tuple[slice, "_Call"]]:
-        """The same in calls that the operator takes: which tokens, and where their parts end among them."""
+        """The same in calls that the operator takes: which tokens, and where their parts end among them.
+
+        It takes 1,024 parts at most. Of more, each call has other lengths from step to step: only rows of very short lines have so many.
+        """
         start = 0
         for first in range(0, len(self.ends), _MOST_PARTS):
             ends = self.ends[first : first + _MOST_PARTS]

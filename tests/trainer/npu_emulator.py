@@ -119,8 +119,8 @@ def _dropped(queries: int, keys: int, options: dict[str, Any]) -> torch.Tensor:
         return dropped | mask
     assert options["sparse_mode"] == 4
     assert torch.equal(mask, _triangle())
-    # Every part has as many queries as keys, so the anchor at its bottom right is its diagonal.
-    distance = torch.arange(keys)[None, :] - torch.arange(queries)[:, None]
+    # Anchored at the bottom right: the last query's own key is the last one.
+    distance = torch.arange(keys)[None, :] - (torch.arange(queries)[:, None] + keys - queries)
     return dropped | (distance < -options["pre_tockens"]) | (distance > options["next_tockens"])
 
 
