@@ -225,6 +225,14 @@ class Life(Fleet):
         refusal = self._tries(lambda s: writing.close(s, holder, reason, clean=clean))
         assert refusal == self.oracle.close(holder.attempt_id, reason.value, clean=clean)
 
+    @rule(job_id=JOBS)
+    def finish_before_a_cancel_comes_through(self, job_id: str) -> None:
+        if self.oracle.jobs[job_id].status == "running":
+            holder = Holder(job_id, self.oracle.jobs[job_id].attempts[-1])
+            self.launch(holder)
+            self.cancel(job_id)
+            self.finish(holder, ExitReason.COMPLETED, clean=True)
+
     @rule(holder=HOLDERS, index=st.integers(0, 2))
     def blame_a_device(self, holder: Holder, index: int) -> None:
         refusal = self._tries(lambda s: writing.blame(s, holder, index))
