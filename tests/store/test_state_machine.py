@@ -29,7 +29,7 @@ from worker import processes
 from worker.planner import Planner
 from worker.sweeper import Sweeper
 
-MAX_JOBS = 4
+MAX_JOBS = 5
 NO_QUOTA = 99
 
 JOBS = st.runner().flatmap(lambda life: st.sampled_from(list(life.oracle.jobs)))
@@ -73,13 +73,17 @@ class Life(Fleet):
                 hosts.register(
                     session, name, device_type="cpu", device_names=["slot"] * number, boot_id="b", versions={}
                 )
-        self.planner, self.queue, self.quota = Planner(self.database), Queue(), NO_QUOTA
+        self.quota = 3
+        self.planner, self.queue = Planner(self.database, quotas={"*": self.quota}), Queue()
         self.sweeper, self.judge = Sweeper(self.settings, self.database), Judge(self.settings.lease_s)
         for num_devices in (2, 1):
             self.submit(num_devices)
         for job_id in self.oracle.jobs:
             self.place_where_there_is_room(job_id)
         self.launch(self.holders[0])
+        # One more than its owner may hold: it waits from the start.
+        self.submit(1)
+        self.plan(by_another=False, quota=NO_QUOTA)
 
     @property
     def holders(self) -> list[Holder]:
@@ -284,10 +288,12 @@ class Life(Fleet):
     def retry(self, job_id: str) -> None:
         assert self._tries(lambda s: jobs.retry(s, job_id)) == self.oracle.retry(job_id)
 
-    @rule(job_id=JOBS)
-    def preempt(self, job_id: str) -> None:
+    @rule(job_id=JOBS, heeds=st.booleans())
+    def preempt(self, job_id: str, heeds: bool) -> None:
         assert self._tries(lambda s: jobs.preempt(s, job_id, why="drain")) is None
         self.oracle.preempt(job_id)
+        if heeds and self.oracle.jobs[job_id].status == "running":
+            self.finish(Holder(job_id, self.oracle.jobs[job_id].attempts[-1]), ExitReason.PREEMPTED, clean=True)
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 11.0, 40.0]), hours=st.integers(-2, 2))
     def tick(self, seconds: float, hours: int) -> None:
