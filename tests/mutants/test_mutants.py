@@ -1,8 +1,7 @@
-"""Each mutant can still be made, and of some, drawn anew each time, that they are caught; `./run mutants` runs all."""
+"""Each mutant can still be made, and of three, that they are caught; `./run mutants` runs all."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import Edit, Mutant, Rotten
 from tests.mutants.run import check, run
 
-NUM_DRAWN = 3
+TRIED = ("no-fence", "kept-devices", "offset-in-another-transaction")
 
 
 def test_every_mutant_still_has_its_place() -> None:
@@ -29,10 +28,9 @@ def test_a_mutant_without_its_place_is_rotten(old: str) -> None:
 
 @pytest.mark.timeout(1800)
 def test_mutants_are_caught() -> None:
-    seed = random.SystemRandom().randrange(1 << 16)
-    drawn = random.Random(seed).sample(MUTANTS, NUM_DRAWN)
-    print(f"seed {seed}: {', '.join(mutant.name for mutant in drawn)}")
-    for outcome in run(drawn, num_jobs=1):
+    tried = [mutant for mutant in MUTANTS if mutant.name in TRIED]
+    assert len(tried) == len(TRIED)
+    for outcome in run(tried, num_jobs=1):
         assert outcome.caught_by is not None, f"{outcome.mutant.name} survived:\n{outcome.output}"
 
 
