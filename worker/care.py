@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from store import attempts, jobs
 from store.db import Database
@@ -19,6 +23,8 @@ from worker.launch import Launch
 from worker.launcher import Told
 from worker.recovery import Recovery
 from worker.standby import Standby
+
+log = logging.getLogger(__name__)
 
 LEAST_PATIENCE_S: Final = 30.0
 """An attempt that nobody has begun for so long, or for the lease's length, is closed: whatever was asked of the launcher is lost."""
@@ -80,7 +86,7 @@ class Care:
 
     def recover(self) -> bool:
         """One step of each recovery; answers whether one of them is done."""
-        done = [attempt_id for attempt_id, one in self._recoveries.items() if one.step()]
+        done = [attempt_id for attempt_id, one in self._recoveries.items() if _alone(one.step)]
         for attempt_id in done:
             del self._recoveries[attempt_id]
         return bool(done)
@@ -93,7 +99,9 @@ class Care:
         self._look_again_at = now + self._settings.host_loop_s
         with self._database.read() as session:
             waiting = recovery.quarantined(session, self._settings.host_name)
-        done = [recovery.look_again(self._settings, self._database, self._notifier, one) for one in waiting]
+        done = [
+            _alone(partial(recovery.look_again, self._settings, self._database, self._notifier, one)) for one in waiting
+        ]
         return any(done)
 
     def signal_supervisors(self, signum: signal.Signals) -> None:
@@ -160,9 +168,24 @@ class Care:
         return self._settings.run_dir(attempt.job_id, attempt.number)
 
 
+def _alone(step: Callable[[], bool]) -> bool:
+    """What one attempt left must not keep the host from the others: it is told, and tried again at the next turn.
+
+    Raises what says that the database is away.
+    """
+    try:
+        return step()
+    except (OperationalError, InterfaceError):
+        raise
+    # A full disk, or what nobody foresaw in a file.
+    except Exception:
+        log.exception("one attempt could not be cleaned up; the others are looked after")
+        return False
+
+
 def _say_how(exit_code: int | None) -> str:
     if exit_code is None:
         return "its supervisor is gone"
     if exit_code < 0:
-        return f"its supervisor was killed by {signal.Signals(-exit_code).name}"
+        return f"its supervisor was killed by {processes.signal_name(-exit_code)}"
     return f"its supervisor ended with exit code {exit_code}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import signal
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from store.states import ExitReason, Intent
-from worker import ascend, plog, ranks
+from worker import ascend, plog, processes, ranks
 from worker.ascend import Action, Signature
 from worker.oom import OomWatch
 from worker.ranks import Rank, Ranks
-from worker.tail import clean, size
+from worker.tail import clean, decode, size
 
 TOGETHER_S: Final = 5.0
 """Failures this close together have one cause: the most telling of them, not the first to be seen."""
@@ -118,14 +117,14 @@ def _completed(run_dir: Path) -> Verdict:
     try:
         if size(path) > MAX_RESULT_BYTES:
             raise ValueError("it is too large")
-        result: Any = json.loads(path.read_bytes())
-        if not isinstance(result, dict):
-            raise ValueError("it is not an object")
-    except (OSError, ValueError) as error:
+        result = decode(path.read_bytes())
+        if result is None:
+            raise ValueError("it is not a JSON object")
+        found = cast(dict[str, Any], _storable(result))
+    except (OSError, ValueError, RecursionError) as error:
         return Verdict(
             ExitReason.INFRA, _short(f"the ranks ended well, but output/results.json cannot be read: {error}")
         )
-    found = cast(dict[str, Any], _storable(result))
     return Verdict(ExitReason.COMPLETED, None, result=found | {"output": str(run_dir / "output")})
 
 
@@ -199,7 +198,7 @@ def _evidence(run_dir: Path, rank: int, pid: int | None) -> str:
 
 
 def _of_signal(rank: Rank, number: int, run_dir: Path, oom: OomWatch) -> Verdict:
-    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    name = processes.signal_name(number)
     if number == signal.SIGKILL and oom.has_killed([rank.pid]):
         return _verdict(rank.number, ExitReason.OUT_OF_MEMORY, f"{name}: {MEMORY_RAN_OUT}", verb="was killed by")
     found = ascend.diagnose(_evidence(run_dir, rank.number, rank.pid))
@@ -241,12 +240,11 @@ def _error_of(run_dir: Path, rank: int) -> dict[str, Any] | None:
     """r<rank>.error.json, where a rank that raised has left one."""
     path = run_dir / f"r{rank}.error.json"
     try:
-        value: Any = json.loads(path.read_bytes()) if size(path) <= MAX_RESULT_BYTES else None
-    except (OSError, ValueError):
+        error = decode(path.read_bytes()) if size(path) <= MAX_RESULT_BYTES else None
+    except OSError:
         return None
-    if not isinstance(value, dict):
+    if error is None:
         return None
-    error = cast(dict[str, Any], value)
     clock = error.get("monotonic")
     return error | {"monotonic": clock if isinstance(clock, int | float) else math.inf}
 

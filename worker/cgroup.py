@@ -87,18 +87,22 @@ class Cgroup:
             self.directory.rmdir()
 
     def fork(self) -> int:
-        """`os.fork`, with the child in the group from its first instruction on. Raises OSError."""
-        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """`os.fork`, with the child in the group from its first instruction on; outside of it where the group is gone. Raises OSError."""
         try:
-            pid = _clone_into(descriptor)
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return os.fork()
+        try:
+            return _clone_into(descriptor)
         except OSError:
             # Older kernels, and sandboxes that forbid the call. Moving costs the child up to 20 ms.
             pid = os.fork()
             if pid == 0:
-                (self.directory / "cgroup.procs").write_text("0")
+                with suppress(OSError):
+                    (self.directory / "cgroup.procs").write_text("0")
+            return pid
         finally:
             os.close(descriptor)
-        return pid
 
     def _count(self, file: str, key: str) -> int | None:
         try:

@@ -16,6 +16,7 @@ SLACK_MB: Final = 1024
 """More than this above the least that was ever seen of the card is somebody's."""
 
 MAX_NAMED: Final = 3
+MOST_MB: Final = 1 << 30
 
 
 class Fitness:
@@ -70,4 +71,5 @@ def unanswered(num_devices: int, words: str) -> list[Reading]:
 
 
 def _bytes(count_mb: int | None) -> int | None:
-    return None if count_mb is None else count_mb << 20
+    """None too where a tool tells what no card has, as -1 without a sign."""
+    return count_mb << 20 if count_mb is not None and 0 <= count_mb <= MOST_MB else None

@@ -55,6 +55,7 @@ class HostLoop:
         self._retry_at: float | None = None
         self._asked: dict[int, int] = {}
         self._leave_by: float | None = None
+        self._has_told = False
         self._has_hurried = False
 
     @property
@@ -160,13 +161,17 @@ class HostLoop:
 
     def _drain(self) -> None:
         """Once: take nothing new, ask for checkpoints. Again, when asked again: end what still runs."""
+        is_first = self._leave_by is None
         if self._leave_by is None:
             self._leave_by = time.monotonic() + self._settings.stop_grace_s + LEAVE_S
+        if not self._has_told:
             try:
                 self._ask_attempts_to_stop()
+                self._has_told = True
             except SQLAlchemyError:
-                log.exception("the database is away: asking the supervisors by signal")
-                self._care.signal_supervisors(signal.SIGTERM)
+                if is_first:
+                    log.exception("the database is away: asking the supervisors by signal")
+                    self._care.signal_supervisors(signal.SIGTERM)
         if not self._has_hurried and max(self._asked.values()) > 1:
             self._has_hurried = True
             self._care.signal_supervisors(signal.SIGINT)

@@ -129,10 +129,14 @@ def _read(settings: Settings) -> Notes:
         found: dict[str, Any] = json.loads((settings.host_dir / FILE).read_bytes())
     except (OSError, ValueError):
         return Notes()
-    age_s = processes.boottime() - found["written_at"]
-    if found["boot_id"] != processes.boot_id() or age_s > STALE_AFTER * settings.checkup_s:
+    try:
+        age_s = processes.boottime() - found["written_at"]
+        if found["boot_id"] != processes.boot_id() or age_s > STALE_AFTER * settings.checkup_s:
+            return Notes()
+        return Notes([_finding(one) for one in found["findings"]], found["known"])
+    except (KeyError, TypeError, ValueError):
+        # Another version's, while workers are replaced one after the other.
         return Notes()
-    return Notes([_finding(one) for one in found["findings"]], found["known"])
 
 
 def _finding(stored: Mapping[str, Any]) -> Finding:

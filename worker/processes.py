@@ -105,6 +105,14 @@ def send(pids: list[int], signum: signal.Signals) -> None:
             continue
 
 
+def signal_name(number: int) -> str:
+    """As signal.h has it; the real-time ones have numbers alone."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def catches(pid: int, signum: signal.Signals) -> bool:
     """Whether the process has a handler for the signal: without one most signals end it."""
     caught = _status_of(pid).get("SigCgt", "0")

@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -29,7 +30,9 @@ class RunLock:
         self.is_held = _lock(self._fd, patience_s)
         if self.is_held:
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()} {host}".encode(), 0)
+            # On a full disk it is held all the same; only nobody can tell by whom.
+            with suppress(OSError):
+                os.pwrite(self._fd, f"{os.getpid()} {host}".encode(), 0)
 
     def release(self) -> None:
         if self._fd >= 0:

@@ -15,6 +15,7 @@ from typing import Final
 from store.settings import Settings
 from worker import cards
 from worker.cards import NVIDIA_PROCESS_QUERY, NVIDIA_QUERY, Report, Unreadable
+from worker.tail import clean
 
 ASK_TIMEOUT_S: Final = 20.0
 MAX_WORDS: Final = 200
@@ -88,4 +89,4 @@ def _run(name: str, command: Sequence[str], *, give_up_at: float) -> str:
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())[:MAX_WORDS] or "without a word"
         raise Silent(f"{name} ended with exit code {done.returncode} ({words})")
-    return done.stdout
+    return clean(done.stdout)

@@ -21,6 +21,10 @@ MAX_NAME_CHARS: Final = 128
 MAX_WORD_CHARS: Final = 16
 KINDS: Final = ("metrics", "phase", "checkpoint", "startup")
 MAX_PARTS: Final = 32
+MAX_STEP: Final = 2**31 - 1
+"""What the database's columns hold; a spec may ask for 100 million."""
+
+LONGEST_S: Final = 10 * 365 * 86_400.0
 _PUNCH_HOLE_KEEP_SIZE: Final = 0x2 | 0x1
 _libc = ctypes.CDLL(None)
 
@@ -118,17 +122,13 @@ def read_log(path: Path, offset: int, *, limit_bytes: int, final: bool) -> list[
 
 def read_progress(path: Path) -> Progress | None:
     """None before the first step, and where the file is not what a trainer writes."""
-    try:
-        value: Any = json.loads(_read(path, 0, 4096))
-    except ValueError:
+    fields = decode(_read(path, 0, 4096))
+    if fields is None:
         return None
-    if not isinstance(value, dict):
+    step, clock = _count(fields.get("step")), _number(fields.get("monotonic"))
+    if step is None or clock is None or not math.isfinite(clock):
         return None
-    fields = cast(dict[str, Any], value)
-    step, clock = _count(fields.get("step")), fields.get("monotonic")
-    if step is None or not isinstance(clock, int | float) or not math.isfinite(clock):
-        return None
-    return Progress(step, _count(fields.get("total_steps")), _word(fields.get("phase")), float(clock))
+    return Progress(step, _count(fields.get("total_steps")), _word(fields.get("phase")), clock)
 
 
 def size(path: Path) -> int:
@@ -140,7 +140,10 @@ def size(path: Path) -> int:
 
 def punch(path: Path, offset: int, num_bytes: int) -> None:
     """Give the disk back a range that nobody will read; offsets stay. Not every file system can, and then nothing happens."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
     try:
         _libc.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(num_bytes))
     finally:
@@ -149,13 +152,9 @@ def punch(path: Path, offset: int, num_bytes: int) -> None:
 
 def parse(line: bytes) -> Report | None:
     """One line of metrics.jsonl; None for anything that is not one."""
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError):
+    fields = decode(line)
+    if fields is None:
         return None
-    if not isinstance(value, dict):
-        return None
-    fields = cast(dict[str, Any], value)
     kind, step = fields.get("kind"), _count(fields.get("step"))
     if kind == "metrics" and step is not None and isinstance(fields.get("values"), dict):
         at = _time(fields.get("at"))
@@ -171,6 +170,15 @@ def parse(line: bytes) -> Report | None:
     if kind == "startup" and isinstance(fields.get("parts"), dict):
         return _start_up(cast(dict[str, Any], fields["parts"]))
     return Unknown() if isinstance(kind, str) and kind not in KINDS else None
+
+
+def decode(data: bytes) -> dict[str, Any] | None:
+    """A JSON object that a rank wrote; None for anything else, also for what is nested deeper than can be read."""
+    try:
+        value: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return cast(dict[str, Any], value) if isinstance(value, dict) else None
 
 
 def clean(text: str) -> str:
@@ -191,11 +199,12 @@ class Pace:
             self._seen.append((step, clock))
 
     def left_s(self, total_steps: int | None) -> float | None:
-        """Seconds until the last step; None before two steps were seen."""
+        """Seconds until the last step; None before two steps were seen, and where it comes to longer than anybody waits."""
         if total_steps is None or len(self._seen) < 2:
             return None
         (first, began), (last, now) = self._seen[0], self._seen[-1]
-        return max(0, total_steps - last) * (now - began) / (last - first)
+        left_s = max(0, total_steps - last) * (now - began) / (last - first)
+        return left_s if left_s <= LONGEST_S else None
 
 
 def _published(step: int, fields: dict[str, Any]) -> Published | None:
@@ -241,7 +250,7 @@ def _half_character(data: bytes) -> int:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEP else None
 
 
 def _word(value: object) -> str | None:
@@ -265,7 +274,7 @@ def _time(value: object) -> datetime:
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
             at = datetime.fromisoformat(value)
-            return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+            return at.astimezone(UTC) if at.tzinfo is not None else at.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass
     return datetime.now(UTC)

@@ -190,6 +190,25 @@ def test_other_hosts_logs_are_not_searched_for_codes(tmp_path: Path) -> None:
     assert verdict == Verdict(ExitReason.USER_ERROR, "rank 0 failed: ValueError: odd", 0)
 
 
+def test_files_nested_deeper_than_can_be_read_are_none(tmp_path: Path) -> None:
+    (tmp_path / "r0.error.json").write_text("[" * 5000)
+    verdict = cause.judge(ranks((1, 1.0)), tmp_path, stop=None)
+    assert (verdict.reason, verdict.failing_rank) == (ExitReason.USER_ERROR, 0)
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_results_nested_deeper_than_can_be_read_are_none(tmp_path: Path, depth: int) -> None:
+    results(tmp_path, '{"a":' * depth + "1" + "}" * depth)
+    verdict = cause.from_files(tmp_path, num_ranks=1, otherwise=Verdict(ExitReason.COMPLETED, None))
+    assert verdict.reason is ExitReason.INFRA
+    assert "results.json cannot be read" in (verdict.message or "")
+
+
+def test_a_real_time_signal_has_a_number(tmp_path: Path) -> None:
+    verdict = cause.judge(ranks((-40, 1.0)), tmp_path, stop=None)
+    assert (verdict.reason, verdict.message) == (ExitReason.INFRA, "rank 0 was killed by signal 40")
+
+
 def test_messages_are_bounded_and_printable(tmp_path: Path) -> None:
     log(tmp_path, 0, "Error: \x1b[31mred\x00 " + "y" * 5000)
     message = cause.judge(ranks((1, 1.0)), tmp_path, stop=None).message or ""

@@ -22,6 +22,12 @@ def _report(*used_mb: int, processes: tuple[CardProcess, ...] = ()) -> Report:
     return Report(None, cards, processes)
 
 
+def test_memory_that_no_card_has_is_unknown() -> None:
+    """A tool's -1 without a sign."""
+    (reading,) = Fitness("npu", "npu-smi").read(_report(2**64 - 1))
+    assert reading.memory_used_bytes is None
+
+
 def test_what_a_card_reads_is_told_in_the_api_s_units() -> None:
     one = Fitness("npu", "npu-smi").read(read_ascend(ONE_CHIP))[0]
     assert (one.health, one.temperature_c, one.utilization) == ("ok", 48.0, 31.0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,7 @@ NOT_REPORTS = (
     *(b"", b"\0\0\0", b"[]", b"7", b"\xff\xfe", b"[" * 9000),
     *(b'{"kind": "metrics"}', b'{"kind": "metrics", "step": -1, "values": {}}'),
     *(b'{"kind": "metrics", "step": true, "values": {}}', b'{"kind": "checkpoint", "step": 1, "dir": "/a"}'),
+    b'{"kind": "phase", "step": 3000000000, "values": {}}',
     b'{"kind": "checkpoint", "step": 1, "dir": "/a\\u0000b", "manifest_sha256": "' + b"0" * 64 + b'"}',
 )
 
@@ -100,6 +103,37 @@ def test_pace_is_told_by_the_ranks_own_clock() -> None:
     # A clock that jumps back is another one: counting starts again.
     pace.saw(11, 5.0)
     assert pace.left_s(100) is None
+
+
+def test_an_end_that_nobody_waits_for_is_not_told() -> None:
+    pace = Pace()
+    pace.saw(1, 0.0)
+    pace.saw(2, 2500.0)
+    assert pace.left_s(100_000_000) is None
+    assert pace.left_s(1000) == pytest.approx(998 * 2500.0)
+
+
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", 1e300, "soon", None])
+def test_a_time_that_no_database_takes_is_now(at: object) -> None:
+    line = json.dumps({"kind": "metrics", "step": 1, "at": at, "values": {"loss": 1}}).encode()
+    report = tail.parse(line)
+    assert isinstance(report, Metrics)
+    assert abs(report.points[0].at.timestamp() - time.time()) < 60
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 4096,
+        b'{"step": 1, "monotonic": 1' + b"0" * 400 + b"}",
+        b'{"step": 3000000000, "monotonic": 1}',
+        b'{"step": 1, "monotonic": NaN}',
+    ],
+)
+def test_progress_that_nobody_can_mean(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "r0.progress"
+    path.write_bytes(content)
+    assert tail.read_progress(path) is None
 
 
 def test_progress_that_is_none(tmp_path: Path) -> None:
