@@ -2,7 +2,6 @@
 
 import importlib
 import random
-import resource
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -88,7 +87,9 @@ class Device:
         """Most memory used so far: of the device, or the resident size of the process on a CPU."""
         if self.type != "cpu":
             return int(torch.get_device_module(self.type).max_memory_allocated())
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        # Not ru_maxrss: that begins with the peak of the process that started this one.
+        with open("/proc/self/status", "rb") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(b"VmHWM:")) * 1024
 
     def sum(self, values: Iterable[float]) -> list[float]:
         """The elementwise sum over all ranks, in double precision where the device has it."""

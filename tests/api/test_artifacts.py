@@ -98,7 +98,7 @@ def test_nothing_else_is_sent(
     (run_dir / "output" / "linked").symlink_to(settings.data_dir)
     os.mkfifo(run_dir / "output" / "pipe")
     listed = [one["path"] for one in client.get(f"/jobs/{running.job_id}/artifacts").json()["data"]]
-    assert len(listed) == 4
+    assert len(listed) == 5
     answer = client.get(f"/jobs/{running.job_id}/artifacts/{path}" if path else f"/jobs/{running.job_id}/artifacts/")
     assert answer.status_code == 404
     assert answer.json()["code"] == "not_found"

@@ -87,7 +87,8 @@ def test_two_ranks_train_to_the_same_losses_as_one(plane: Plane, eventually: Eve
 
 def test_a_trainer_that_raises_is_told_with_rank_words_and_log(plane: Plane, eventually: Eventually) -> None:
     text = plane.inputs / "broken.txt"
-    text.write_bytes(b"good line\n\xff\xfe is no text\n")
+    # Behind the head of the file, at which the host looks before it starts a rank.
+    text.write_bytes(b"good line\n" * 500_000 + b"\xff\xfe is no text\n")
     job_id = plane.submit("fails", num_devices=2, train_file=str(text))
     eventually(lambda: plane.job(job_id)["status"] == "failed")
     job = plane.job(job_id)
