@@ -131,7 +131,8 @@ def test_the_end_of_a_job_is_told_without_a_reload(page: Page, plane: Plane) -> 
 
 def test_a_failure_is_told_on_the_page(page: Page, plane: Plane) -> None:
     text = plane.inputs / "broken.txt"
-    text.write_bytes(b"good line\n\xff\xfe is no text\n")
+    # Behind the head of the file, at which the host looks before it starts a rank.
+    text.write_bytes(b"good line\n" * 500_000 + b"\xff\xfe is no text\n")
     job_id = plane.submit("fails", train_file=str(text))
     page.goto(f"{plane.url}/ui/jobs/{job_id}")
     failure = page.get_by_test_id("failure")
