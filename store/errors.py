@@ -9,6 +9,7 @@ LongyardError
 ├── LeaseLost                a supervisor wrote for an attempt that is no longer open
 ├── Unauthenticated          a token or login code that is unknown, used, expired or revoked
 ├── PathRefused              a path in a spec that is outside the data roots, or of the wrong kind
+│   └── PathUnreachable      what it lies on does not answer now: nobody's mistake
 ├── UnsuitableDisk           SQLite would lie where its locks do not hold
 ├── BadSettings              an environment variable has a value that cannot be
 └── EmbeddedUnavailable      the embedded server cannot be started here
@@ -55,6 +56,10 @@ class PathRefused(LongyardError):
     def __init__(self, message: str, *, fix: str) -> None:
         super().__init__(message)
         self.fix = fix
+
+
+class PathUnreachable(PathRefused):
+    pass
 
 
 class EmbeddedUnavailable(LongyardError):

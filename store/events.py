@@ -34,9 +34,9 @@ def following(job: Job, *, kind: str, **data: Any) -> Event:
 
 
 def has(session: Session, job_id: str, *, kind: str, data: Mapping[str, Any]) -> bool:
-    """Whether exactly this was told before."""
+    """Whether this was told before, with whatever else."""
     told = session.scalars(select(Event.data).where(Event.job_id == job_id, Event.kind == kind))
-    return any(one == data for one in told)
+    return any(data.items() <= one.items() for one in told)
 
 
 def page(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> Sequence[Event]:

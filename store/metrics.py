@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Integer, Row, Select, bindparam, select
+from sqlalchemy import Integer, Row, Select, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -23,6 +23,10 @@ _SINCE: Final = (
     .where(MetricPoint.job_id == bindparam("job_id"), MetricPoint.rev > bindparam("after_rev"))
     .order_by(MetricPoint.rev, MetricPoint.name, MetricPoint.step)
     .limit(bindparam("limit", type_=Integer))
+)
+
+_NEXT_NAME: Final = select(func.min(MetricPoint.name)).where(
+    MetricPoint.attempt_id == bindparam("attempt_id"), MetricPoint.name > bindparam("after")
 )
 
 _PointRow = Row[int, float | None, datetime, str | None]
@@ -91,6 +95,17 @@ def series(
         kept = _buckets(rows, max_points) if bucketed else rows
         answer.append(Series(name, attempt, [(row.step, row.value, row.at, row.flag) for row in kept], bucketed))
     return answer, len(chosen) > MAX_SERIES or any(one.bucketed for one in answer)
+
+
+def names(session: Session, job_id: str, *, limit: int) -> Sequence[str]:
+    """Of a job's series over all attempts, by name. Costs a look a name, however many points there are."""
+    found: set[str] = set()
+    for attempt_id in session.scalars(select(Attempt.id).where(Attempt.job_id == job_id).order_by(Attempt.number)):
+        after: str | None = ""
+        while len(found) < limit and after is not None:
+            after = session.scalar(_NEXT_NAME, {"attempt_id": attempt_id, "after": after})
+            found |= set() if after is None else {after}
+    return sorted(found)
 
 
 def since(session: Session, job_id: str, *, after_rev: int, limit: int) -> Sequence[tuple[int, MetricPoint]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
-from store.errors import PathRefused
+from store.errors import PathRefused, PathUnreachable
 
 MAX_PATH_CHARS: Final = 4096
 MAX_ENTRIES: Final = 10_000
+_WRONG_PATH: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL}
+)
 
 Kind = Literal["file", "directory"]
 
@@ -27,7 +31,7 @@ def covered(path: str, *, roots: Sequence[Path]) -> bool:
 
 
 def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
-    """The real path of a readable file or directory under a root, links resolved. Raises PathRefused."""
+    """The real path of a readable file or directory under a root, links resolved. Raises PathRefused, or PathUnreachable of its kind."""
     if not path or len(path) > MAX_PATH_CHARS or min(path) < " ":
         raise PathRefused("not a path", fix=f"give an absolute path of printable characters, at most {MAX_PATH_CHARS}")
     if not path.startswith("/"):
@@ -37,6 +41,8 @@ def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
     try:
         real, mode = _look_up(path)
     except OSError as error:
+        if not is_wrong_path(error):
+            raise _unreachable(error) from error
         raise PathRefused(
             f"there is no such {kind}", fix="check the spelling, and that the worker's hosts see it"
         ) from error
@@ -47,8 +53,18 @@ def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
     if kind == "directory" and not stat.S_ISDIR(mode):
         raise PathRefused("not a directory", fix="name the directory that holds the files")
     if kind == "directory":
-        _check_entries(real, roots)
+        try:
+            _check_entries(real, roots)
+        except OSError as error:
+            if not is_wrong_path(error):
+                raise _unreachable(error) from error
+            raise PathRefused("cannot be read", fix="let the workers' account read it") from error
     return Path(real)
+
+
+def is_wrong_path(error: OSError) -> bool:
+    """Whether the path is at fault, and not what it lies on: a server that is away, a disk that fails."""
+    return error.errno in _WRONG_PATH
 
 
 def _look_up(path: str | Path) -> tuple[str, int]:
@@ -70,6 +86,12 @@ def _check_entries(directory: str, roots: Sequence[Path]) -> None:
                 raise PathRefused(
                     f"{entry.name} in it is a link out of the data roots", fix="put the file itself there"
                 )
+
+
+def _unreachable(error: OSError) -> PathUnreachable:
+    return PathUnreachable(
+        f"what it lies on does not answer ({error.strerror})", fix="look at that disk or mount, then submit it again"
+    )
 
 
 def _within(real: str, roots: Sequence[Path]) -> bool:

@@ -142,12 +142,14 @@ def check_inputs(settings: Settings, database: Database, known: Known) -> list[F
         Finding(
             "inputs",
             Level.FAILURE,
-            f"job {job.id}: train.{field} {words}",
+            f"job {job.id}: {problem.sentence}",
             "it would get its devices and fail",
-            f"correct the file, or cancel the job: longyard cancel {job.id}",
+            f"correct the file, or cancel the job: longyard cancel {job.id}"
+            if problem.is_users
+            else "look at that disk or mount of this host",
         )
         for job in waiting
-        for field, words in known.problems(settings, job.train)
+        for problem in known.problems(settings, job.train)
     ]
 
 

@@ -13,11 +13,11 @@ from store.devices import Reading
 from store.settings import Settings
 from worker import fitness, preflight, processes
 from worker.cards import Report
+from worker.checkup import Checkup
 from worker.devices import Inventory
 from worker.errand import Errand
 from worker.findings import Finding
 from worker.fitness import Fitness
-from worker.preflight import Checkup
 from worker.smi import Silent, Tool
 
 log = logging.getLogger(__name__)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import orjson
 
-from store.errors import PathRefused
-from store.roots import resolve
+from store.errors import PathRefused, PathUnreachable
+from store.roots import is_wrong_path, resolve
 from store.settings import Settings
 
 HEAD_BYTES: Final = 256 * 1024
@@ -25,14 +25,27 @@ SPECIAL: Final = (("<s>", "[CLS]"), ("<pad>", "[PAD]"), ("</s>", "[SEP]"), ("<un
 _CHECKED: Final = ("train_file", "validation_file", "tokenizer_name")
 
 
+class Problem(NamedTuple):
+    """What is wrong with the input at `path`, which `train.<field>` names. Not `is_users`: what it lies on is at fault."""
+
+    field: str
+    path: str
+    words: str
+    is_users: bool = True
+
+    @property
+    def sentence(self) -> str:
+        return f"train.{self.field} ({self.path}) {self.words}"
+
+
 class Known:
     """What was found of files that have not changed since: (path, time, size, inode) → words, or None for well."""
 
     def __init__(self, found: Mapping[str, str | None] | None = None) -> None:
         self.found: dict[str, str | None] = dict(found or {})
 
-    def problems(self, settings: Settings, train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-        """(field, words) of a spec's inputs. Paths outside the data roots are not looked at: others refuse them."""
+    def problems(self, settings: Settings, train: Mapping[str, Any]) -> Iterator[Problem]:
+        """Of a spec's inputs. Paths outside the data roots are not looked at: others refuse them."""
         for field in _CHECKED:
             value = train.get(field)
             is_file = field != "tokenizer_name"
@@ -40,20 +53,22 @@ class Known:
                 continue
             try:
                 path = resolve(value, roots=settings.data_roots, kind="file" if is_file else "directory")
+                words = self._look(path, is_file=is_file)
+            except PathUnreachable as error:
+                yield Problem(field, value, str(error), is_users=False)
             except PathRefused:
                 continue
-            words = self._look(path, is_file=is_file)
-            if words is not None:
-                yield field, words
+            except OSError as error:
+                yield Problem(field, value, f"cannot be read ({error.strerror})", is_users=is_wrong_path(error))
+            else:
+                if words is not None:
+                    yield Problem(field, value, words)
 
     def _look(self, path: Path, *, is_file: bool) -> str | None:
-        try:
-            key = _stamp(path) if is_file else "|".join(_stamp(one) for one in _tokenizer_files(path))
-            if key not in self.found:
-                self.found[key] = of_corpus(path) if is_file else of_tokenizer(path)
-            return self.found[key]
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
+        key = _stamp(path) if is_file else "|".join(_stamp(one) for one in _tokenizer_files(path))
+        if key not in self.found:
+            self.found[key] = of_corpus(path) if is_file else of_tokenizer(path)
+        return self.found[key]
 
 
 def of_corpus(path: Path) -> str | None:

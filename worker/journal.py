@@ -32,7 +32,7 @@ def stand_for(**context: str) -> None:
 
 
 def last_words(path: Path) -> str | None:
-    """The last line that says anything: of a traceback its exception, of a record its error or message."""
+    """The last line that says anything, printable: of a traceback its exception, of a record its error or message."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOOK_BACK_BYTES))
@@ -45,8 +45,15 @@ def last_words(path: Path) -> str | None:
     try:
         record: Any = json.loads(line)
     except ValueError:
-        return line
-    return str(record.get("error") or record.get("message")).splitlines()[-1] if isinstance(record, dict) else line
+        return _printable(line)
+    if isinstance(record, dict):
+        line = str(record.get("error") or record.get("message")).splitlines()[-1]
+    return _printable(line)
+
+
+def _printable(line: str) -> str:
+    """It goes into rows and tables: a NUL, which PostgreSQL refuses, into neither."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in line)
 
 
 class _JsonLines(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from store.errors import LeaseLost, NotFound
 from store.models import Attempt, Checkpoint, Job
 from store.notify import Notifier
 from store.settings import Settings
+from store.states import ExitReason
 from worker import cause, fence, preparation, processes, ranks
 from worker.cause import Verdict
 from worker.cgroup import Cgroup
@@ -35,6 +37,8 @@ PATIENCE_S: Final = 0.2
 
 DONE, BUSY, LOST, FAILED = 0, 10, 11, 12
 """Exit codes: closed; another supervisor has the attempt; the lease was lost; could not even begin."""
+
+DISK_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -105,9 +109,15 @@ class Opening:
             self._prepare(ledger, job)
             processes.become_subreaper()
             watch = Watch(self._run_dir)
+            self._be_sure_of_lease(ledger)
             started = self._start()
         except Refused as error:
             self._close_unstarted(ledger, error.verdict)
+            return DONE
+        except OSError as error:
+            log.exception("its ranks cannot be started")
+            is_clean = not processes.of_attempt(self._launch.attempt_id)
+            self._close_unstarted(ledger, self._verdict_on(error), is_clean=is_clean)
             return DONE
         ledger.launch_s = processes.boottime() - self._launch.asked_at
         supervisor = Supervisor(self._settings, job, self._run_dir, started, watch, ledger, self._notifier)
@@ -138,7 +148,7 @@ class Opening:
             except LeaseLost:
                 if not has_failed or processes.of_attempt(self._launch.attempt_id):
                     raise
-                ledger.commit()
+                ledger.adopt(self._began)
                 return self._job()
 
         return self._patiently(once, since=self._began)
@@ -222,6 +232,17 @@ class Opening:
         self._notifier.publish_job(self._launch.job_id)
         _check_intent(ledger)
 
+    def _be_sure_of_lease(self, ledger: Ledger) -> None:
+        """A process can stand still for longer than its lease lasts; ranks are not for who may have lost it. Raises LeaseLost."""
+        if processes.boottime() >= ledger.renewed_at + fence.TERM_SHARE * self._settings.lease_s:
+            self._renew(ledger)
+
+    def _verdict_on(self, error: OSError) -> Verdict:
+        """Of this host: no process, no file or no room for one. Nothing that the job's user could mend."""
+        reason = ExitReason.STORAGE if error.errno in DISK_ERRORS else ExitReason.LAUNCH_ERROR
+        where = f" ({error.filename})" if error.filename else ""
+        return Verdict(reason, f"host {self._settings.host_name} could not start it: {error.strerror}{where}")
+
     def _start(self) -> Ranks:
         return ranks.start(
             self._settings.trainer_module,
@@ -246,10 +267,10 @@ class Opening:
                 log.warning("the database is away; trying again", exc_info=True)
                 time.sleep(RETRY_S)
 
-    def _close_unstarted(self, ledger: Ledger, verdict: Verdict) -> None:
+    def _close_unstarted(self, ledger: Ledger, verdict: Verdict, *, is_clean: bool = True) -> None:
         while True:
             try:
-                ledger.close(verdict, devices_clean=True)
+                ledger.close(verdict, devices_clean=is_clean)
                 break
             except SQLAlchemyError:
                 log.exception("the database is away; trying again")

@@ -102,8 +102,9 @@ class Ledger:
         self._head_bytes = max_log_bytes - num_ranks * self._tail_bytes
         self._retry_s = retry_s
         self._offsets: Offsets | None = None
-        self._names: set[str] = set()
-        self._told: set[str] = set()
+        self._names: set[str] | None = None
+        self._told: set[tuple[str, int | None]] = set()
+        self._telling: set[tuple[str, int | None]] = set()
         self._pace = Pace()
         self._total_steps: int | None = None
         self._is_poisoned = False
@@ -121,6 +122,11 @@ class Ledger:
             job = attempts.begin(session, self._attempt_id, job_id=self._job_id, boot_id=boot_id)
         self.renewed_at, self._began_at, self.intent = began, began, job.intent
         return job
+
+    def adopt(self, began_at: float) -> None:
+        """As `begin`, at a boot time, where the reply to it was lost: only for who knows that it was itself."""
+        self._began_at = began_at
+        self.commit()
 
     @property
     def has_notes(self) -> bool:
@@ -198,6 +204,7 @@ class Ledger:
     def _transact(self, news: News, then: Callable[[Session, Job], T]) -> T:
         """Fence, news, offsets, `then`: all or nothing. Whatever fails, the offsets are read again: a reply may be lost after a commit."""
         began = processes.boottime()
+        self._telling = set()
         try:
             with self._database.write() as session:
                 ran_s = None if self._began_at is None else began - self._began_at
@@ -215,6 +222,7 @@ class Ledger:
             self._offsets = None
             raise
         self.renewed_at, self.intent = began, job.intent
+        self._told |= self._telling
         self._advance(news)
         return answer
 
@@ -285,10 +293,12 @@ class Ledger:
             attempts.advance_metrics(session, self._attempt_id, offset=news.metrics_end, step=step)
 
     def _record_points(self, session: Session, job: Job, points: Sequence[Point]) -> None:
-        known = self._names
+        # The cap is the job's: earlier attempts, and an earlier writer of this one, have used names of it.
+        known = set(metrics.names(session, job.id, limit=MAX_NAMES)) if self._names is None else set(self._names)
         for point in points:
             if len(known) < MAX_NAMES:
                 known.add(point.name)
+        self._names = known
         kept = [point for point in points if point.name in known]
         if len(kept) < len(points):
             self._tell_once(session, job, "metrics_dropped", names=MAX_NAMES)
@@ -366,10 +376,15 @@ class Ledger:
             if num_bytes:
                 events.append(session, job, kind="log_dropped", rank=rank, num_bytes=num_bytes)
 
-    def _tell_once(self, session: Session, job: Job, kind: str, **data: int | str) -> None:
-        if kind not in self._told:
-            self._told.add(kind)
-            events.append(session, job, kind=kind, **data)
+    def _tell_once(self, session: Session, job: Job, kind: str, *, rank: int | None = None, **data: int | str) -> None:
+        """Once an attempt, and a rank where it is about one; the reply to an earlier commit of it may have been lost."""
+        key = (kind, rank)
+        if key in self._told or key in self._telling:
+            return
+        self._telling.add(key)
+        about: dict[str, Any] = {"attempt": job.num_attempts} | ({} if rank is None else {"rank": rank})
+        if not events.has(session, job.id, kind=kind, data=about):
+            events.append(session, job, kind=kind, **about, **data)
 
     def _log_path(self, rank: int) -> Path:
         return self._run_dir / f"r{rank}.log"

@@ -1,12 +1,11 @@
-"""Owns what is looked at before a launch: the doctor's findings of the last minute, from a file, and what may have changed since.
+"""Owns the look before a launch: at the notes of the worker's last checkup, and at what may have changed since.
 
-The worker's host loop repeats the slow checks; a supervisor has a few milliseconds, before it prepares its attempt.
+A supervisor has a few milliseconds for it, before it prepares its attempt.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from store.db import Database
 from store.settings import Settings
 from store.states import ExitReason
-from worker import doctor, processes
-from worker.devices import Inventory
+from worker import processes
 from worker.findings import Finding, Level
 from worker.inputs import Known
 
@@ -28,46 +23,18 @@ FILE: Final = "preflight.json"
 STALE_AFTER: Final = 5
 """Findings older than so many rounds are nobody's: the worker that made them is gone, or stands still."""
 
-MAX_KNOWN: Final = 1000
 MIB: Final = 1 << 20
-MODEL_FILES: Final = ("model.safetensors",)
+WEIGHTS: Final = "*.safetensors"
 WITH_MOMENTS: Final = 3
 """A checkpoint is the weights and Adam's two moments of each."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What the last round left for the launches after it."""
+    """What the last checkup left for the launches after it."""
 
     findings: Sequence[Finding] = ()
     known: Mapping[str, str | None] = field(default_factory=dict[str, str | None])
-
-
-class Checkup:
-    """The rounds of one worker, in a thread of their own. What was found of files that have not changed is not looked at again."""
-
-    def __init__(self, settings: Settings, database: Database, inventory: Inventory) -> None:
-        self._settings, self._database, self._inventory = settings, database, inventory
-        self._known = Known()
-
-    def run(self) -> Sequence[Finding]:
-        """One round; its notes are in the file when it answers."""
-        site = doctor.site_of(self._settings, self._inventory)
-        found: list[Finding] = []
-        try:
-            found += doctor.check_inputs(self._settings, self._database, self._known)
-        except SQLAlchemyError:
-            log.warning("the database is away: the inputs of waiting jobs were not looked at")
-        found += doctor.examine(site, doctor.OF_HOST)
-        if len(self._known.found) > MAX_KNOWN:
-            self._known = Known()
-        _write(self._settings, Notes(found, self._known.found))
-        for one in found:
-            if one.dooms_jobs:
-                log.error("%s", one.sentence)
-        return found
 
 
 def doom_of(findings: Iterable[Finding], *, devices: Iterable[int]) -> str | None:
@@ -84,8 +51,10 @@ def refusal(settings: Settings, train: Mapping[str, Any], *, devices: Sequence[i
     words = doom_of(notes.findings, devices=devices)
     if words is not None:
         return ExitReason.LAUNCH_ERROR, f"host {settings.host_name} cannot run it: {words}"
-    for name, problem in Known(notes.known).problems(settings, train):
-        return ExitReason.USER_ERROR, f"train.{name} {problem}"
+    for problem in Known(notes.known).problems(settings, train):
+        if problem.is_users:
+            return ExitReason.USER_ERROR, problem.sentence
+        return ExitReason.STORAGE, f"on host {settings.host_name} {problem.sentence}"
     return _no_room(settings, train)
 
 
@@ -99,17 +68,18 @@ def _no_room(settings: Settings, train: Mapping[str, Any]) -> tuple[ExitReason, 
 
 
 def _checkpoint_bytes(train: Mapping[str, Any]) -> int:
-    """Of the model that is named; 0 where it is made from scratch, or lies in several files."""
+    """Of the model that is named; 0 where it is made from scratch."""
     directory = train.get("model_name_or_path")
-    for name in MODEL_FILES if isinstance(directory, str) and directory.startswith("/") else ():
-        try:
-            return WITH_MOMENTS * (Path(str(directory)) / name).stat().st_size
-        except OSError:
-            continue
-    return 0
+    if not isinstance(directory, str) or not directory.startswith("/"):
+        return 0
+    try:
+        return WITH_MOMENTS * sum(file.stat().st_size for file in Path(directory).glob(WEIGHTS))
+    except OSError:
+        return 0
 
 
-def _write(settings: Settings, notes: Notes) -> None:
+def leave(settings: Settings, notes: Notes) -> None:
+    """For the launches until the next checkup."""
     answer = {
         "boot_id": processes.boot_id(),
         "written_at": processes.boottime(),

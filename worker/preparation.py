@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from store.errors import PathRefused
+from store.errors import PathRefused, PathUnreachable
 from store.models import Checkpoint, Job
 from store.roots import resolve
 from store.settings import Settings
@@ -77,6 +77,9 @@ def _check_inputs(settings: Settings, train: TrainConfig) -> None:
         if kind_of(value) == "path" or field in FILE_FIELDS:
             try:
                 resolve(value, roots=settings.data_roots, kind="file" if field in FILE_FIELDS else "directory")
+            except PathUnreachable as error:
+                words = f"on host {settings.host_name} train.{field} ({value}): {error}"
+                raise Refused(Verdict(ExitReason.STORAGE, words)) from error
             except PathRefused as error:
                 raise _user_error(f"train.{field}: {error}; {error.fix}") from error
     for problem in check_inputs(train, allow_network=settings.allow_network):

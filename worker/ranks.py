@@ -18,6 +18,9 @@ from worker.npu_smi import HOST_VARIABLE
 from worker.oom import OomWatch
 
 EXEC_FAILED: Final = 127
+HALF_STARTED_S: Final = 10.0
+"""What is given to ranks that are ended because a later one could not be forked."""
+
 OWN_PACKAGES: Final = str(Path(__file__).resolve().parent.parent)
 
 PASSED: Final = frozenset(
@@ -118,7 +121,7 @@ def start(
 ) -> Ranks:
     """Start one rank a device, reading `run_dir`/config.json. The command line is constant: nothing a user gave is on it.
 
-    `simulated_host`: the host whose cards of `device_type` are CPU processes.
+    `simulated_host`: the host whose cards of `device_type` are CPU processes. Raises OSError; then none of them is left running.
     """
     argv = [sys.executable, "-P", "-m", module, "--config", str(run_dir / "config.json")]
     shared = environment(
@@ -133,12 +136,17 @@ def start(
     )
     if device_type == "npu":
         (run_dir / plog.DIR).mkdir(mode=0o700, exist_ok=True)
-    oom = OomWatch(cgroup)
-    members: list[Rank] = []
-    for number in range(len(devices)):
-        variables = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
-        members.append(Rank(number, _spawn(argv, variables, run_dir / f"r{number}.log", cgroup)))
-    return Ranks(members, cgroup=cgroup, oom=oom)
+    started = Ranks([], cgroup=cgroup, oom=OomWatch(cgroup))
+    try:
+        for number in range(len(devices)):
+            variables = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            pid = _spawn(argv, variables, run_dir / f"r{number}.log", cgroup)
+            started.members.append(Rank(number, pid))
+    except OSError:
+        end_all(started, within_s=HALF_STARTED_S)
+        started.leave()
+        raise
+    return started
 
 
 def environment(

@@ -65,6 +65,7 @@ def _live(session: Session) -> None:
     jobs.get(session, job.id)
     logs.ends(session, attempt.id)
     logs.dropped(session, attempt.id)
+    metrics.names(session, job.id, limit=2)
     checkpoints.newest_first(session, job.id)
     attempts.close(
         session, attempt.id, job_id=job.id, reason=ExitReason.COMPLETED, message=None, devices_clean=True, result={}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +17,9 @@ from tests.e2e.conftest import Json, Plane
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 
 Eventually = Callable[..., object]
+
+VERDICT_S = 5.0
+"""From the exception to the words on the page, at most."""
 
 FLAGS = [
     "--no-sandbox",
@@ -139,6 +144,8 @@ def test_a_failure_is_told_on_the_page(page: Page, plane: Plane) -> None:
     expect(failure).to_contain_text("UTF-8", timeout=120_000)
     expect(failure).to_contain_text("rank 0", ignore_case=True)
     expect(failure).to_contain_text("broken.txt")
+    raised = json.loads((plane.data_dir / "jobs" / job_id / "a1" / "r0.error.json").read_text())
+    assert time.monotonic() - raised["monotonic"] < VERDICT_S
     shot(page, "failed")
 
 

@@ -39,6 +39,13 @@ def test_points_come_back_by_name_and_step(database: Database, running: Attempt)
     assert (speed.name, truncated) == ("speed", False)
 
 
+def test_the_names_of_a_job(database: Database, running: Attempt) -> None:
+    append(database, running, *(Point(name, step, 1.0, AT) for name in ("b", "a", "\u00e9") for step in range(3)))
+    with database.read() as session:
+        assert metrics.names(session, running.job_id, limit=9) == ["a", "b", "\u00e9"]
+        assert len(metrics.names(session, running.job_id, limit=2)) == 2
+
+
 def test_what_is_not_finite_is_told_apart(database: Database, running: Attempt) -> None:
     append(
         database,

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from store import roots
-from store.errors import PathRefused
+from store.errors import PathRefused, PathUnreachable
 
 
 @pytest.fixture
@@ -49,6 +50,18 @@ def test_what_a_directory_holds_leads_nowhere_else(root: Path, tmp_path: Path) -
     os.symlink(tmp_path / "secret.txt", inner / "tokenizer_config.json")
     with pytest.raises(PathRefused, match=r"tokenizer_config\.json"):
         roots.resolve(str(inner), roots=[root], kind="directory")
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT])
+def test_a_mount_that_does_not_answer_is_not_the_paths_fault(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(_path: str | Path) -> tuple[str, int]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(roots, "_look_up", fail)
+    with pytest.raises(PathUnreachable, match=os.strerror(number)):
+        roots.resolve(f"{root}/train.txt", roots=[root], kind="file")
 
 
 def test_a_file_is_no_directory(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,9 @@ from tests.worker.processes import is_running
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Plane
+
+VERDICT_S = 5.0
+"""From the exception to the verdict in the database, at most: the other rank is given time to leave."""
 
 
 def test_success(host: Plane) -> None:
@@ -101,6 +105,8 @@ def test_failure_names_the_rank_and_its_last_words(host: Plane) -> None:
     assert (attempt.exit_reason, attempt.failing_rank) == (ExitReason.USER_ERROR, 1)
     assert host.log(job_id, rank=1).splitlines()[-1] == b"its chair"
     assert b"line 29" in host.log(job_id, rank=1)
+    raised = json.loads((host.run_dir(job_id) / "r1.error.json").read_text())
+    assert time.monotonic() - raised["monotonic"] < VERDICT_S
     host.assert_clean(job_id)
 
 

@@ -444,7 +444,7 @@ def test_the_inputs_of_waiting_jobs_are_looked_at(settings: Settings, database: 
     (one,) = _findings(settings, database)
     assert (
         one.what
-        == f"job {job_id}: train.train_file is a pointer of Git LFS and not the file itself; fetch it by `git lfs pull`"
+        == f"job {job_id}: train.train_file ({corpus}) is a pointer of Git LFS and not the file itself; fetch it by `git lfs pull`"
     )
     corpus.write_text("text")
     assert _findings(settings, database) == []

@@ -99,7 +99,7 @@ def test_a_file_is_read_again_only_once_it_has_changed(tmp_path: Path, monkeypat
     known = Known()
     spec = {"train_file": str(corpus), "validation_file": "/etc/passwd", "tokenizer_name": "roberta-base"}
     for _ in range(3):
-        assert [field for field, _ in known.problems(settings, spec)] == ["train_file"]
+        assert [problem.field for problem in known.problems(settings, spec)] == ["train_file"]
     assert len(read) == 1
     other = Known(known.found)
     corpus.write_bytes(b"text")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.exc import OperationalError
@@ -155,10 +159,86 @@ def test_a_begin_whose_reply_is_lost_is_begun(plane: Plane, placed: Attempt, mon
     assert opening.begin(ledger).intent is Intent.RUN
     assert plane.attempt(placed.job_id).status is AttemptStatus.RUNNING
     assert plane.kinds(placed.job_id).count("attempt_started") == 2
+    time.sleep(0.05)
+    ledger.commit()
+    assert plane.attempt(placed.job_id).ran_s >= 0.05, "its time counts from when it asked to begin"
     # Another one who comes later has not begun it.
     with pytest.raises(LeaseLost):
         opening.begin(opening.ledger())
     flaky.dispose()
+
+
+def _opening(plane: Plane, attempt: Attempt, **changes: object) -> launch.Opening:
+    settings = Settings(**{**plane.settings.model_dump(), **changes})
+    run_dir = plane.run_dir(attempt.job_id, attempt.number)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    request = Launch.of(attempt, cpu_threads=1, simulated=False)
+    return launch.Opening(settings, request, run_dir, plane.database, Notifier("unix:///nowhere"))
+
+
+def test_who_stood_still_past_its_lease_starts_no_rank(
+    plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F12, between the last look at the lease and the first rank."""
+    opening = _opening(plane, placed)
+    prepare = launch.preparation.prepare
+
+    def stand_still(*args: Any, **named: Any) -> object:
+        choice = prepare(*args, **named)
+        _lose(plane, placed)
+        now = launch.processes.boottime()
+        monkeypatch.setattr(launch.processes, "boottime", lambda: now + opening._settings.lease_s)
+        return choice
+
+    monkeypatch.setattr(launch.Opening, "_tell", lambda *_: None)
+    monkeypatch.setattr(launch.preparation, "prepare", stand_still)
+    started: list[object] = []
+    monkeypatch.setattr(launch.ranks, "start", lambda *args, **named: started.append(args))
+    with pytest.raises(LeaseLost):
+        opening.own()
+    assert started == []
+
+
+def _lose(plane: Plane, attempt: Attempt) -> None:
+    with plane.database.write() as session:
+        attempts.close(
+            session,
+            attempt.id,
+            job_id=attempt.job_id,
+            reason=ExitReason.LEASE_EXPIRED,
+            message="",
+            devices_clean=True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, ExitReason.STORAGE), (errno.EAGAIN, ExitReason.LAUNCH_ERROR)],
+    ids=["full disk", "no process"],
+)
+def test_a_host_that_cannot_start_ranks_says_why_and_leaves_none(
+    plane: Plane, placed: Attempt, monkeypatch: pytest.MonkeyPatch, number: int, reason: ExitReason
+) -> None:
+    spawned: list[int] = []
+    spawn = launch.ranks._spawn
+
+    def fail_at_second(*args: Any) -> int:
+        if spawned:
+            raise OSError(number, os.strerror(number))
+        spawned.append(spawn(*args))
+        return spawned[0]
+
+    monkeypatch.setattr(launch.ranks, "_spawn", fail_at_second)
+    opening = _opening(plane, placed)
+    two = replace(opening._launch, devices=(0, 1))
+    monkeypatch.setattr(opening, "_launch", two)
+    assert opening.own() == launch.DONE
+    closed = plane.attempt(placed.job_id)
+    assert (closed.exit_reason, closed.number) == (reason, 2)
+    assert os.strerror(number) in (closed.message or "")
+    assert plane.settings.host_name in (closed.message or "")
+    with pytest.raises(ProcessLookupError):
+        os.kill(spawned[0], 0)
 
 
 def test_a_database_that_stays_away_costs_the_launch_before_the_lease_ends(

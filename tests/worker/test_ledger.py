@@ -155,6 +155,56 @@ def test_a_name_too_many_is_dropped_and_told(plane: Plane, attempt: Attempt, mon
     assert "metrics_dropped" in plane.kinds(attempt.job_id)
 
 
+def test_the_cap_on_names_is_the_jobs_whoever_writes(
+    plane: Plane, attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.ledger.MAX_NAMES", 2)
+    run_dir = plane.run_dir(attempt.job_id)
+    for step, names in enumerate([("a", "b"), ("c", "b", "a")], start=1):
+        # A writer of its own each time, as after a supervisor's death.
+        ledger = _ledger(plane, plane.database, attempt)
+        line = {"kind": "metrics", "step": step, "at": step, "values": dict.fromkeys(names, 1.0)}
+        with open(run_dir / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(line) + "\n")
+        ledger.commit()
+    assert [len(plane.series(attempt.job_id, name)) for name in ("a", "b", "c")] == [2, 2, 0]
+
+
+def test_what_is_told_once_is_told_once_however_commits_fail(plane: Plane, flaky: Flaky, attempt: Attempt) -> None:
+    ledger, run_dir = _ledger(plane, flaky, attempt), plane.run_dir(attempt.job_id)
+    failures: list[Literal["before", "after"] | None] = ["before", "after", None]
+    for failure in failures:
+        with open(run_dir / "metrics.jsonl", "a") as file:
+            file.write("no JSON\n")
+        flaky.next = failure
+        if failure is None:
+            ledger.commit()
+        else:
+            with pytest.raises(OperationalError):
+                ledger.commit()
+    assert plane.kinds(attempt.job_id).count("metrics_skipped") == 1
+
+
+def test_each_rank_whose_log_is_capped_is_named(plane: Plane, attempt: Attempt) -> None:
+    run_dir = plane.run_dir(attempt.job_id)
+    run_dir.mkdir(parents=True)
+    for rank in (0, 1):
+        (run_dir / f"r{rank}.log").write_bytes(b"x" * 300_000)
+    ledger = Ledger(
+        plane.database,
+        attempt_id=attempt.id,
+        job_id=attempt.job_id,
+        run_dir=run_dir,
+        num_ranks=2,
+        max_log_bytes=100_000,
+        retry_s=10.0,
+    )
+    for _ in range(20):
+        ledger.commit()
+    capped = [event.data for event in plane.events(attempt.job_id) if event.kind == "log_capped"]
+    assert sorted((one["attempt"], one["rank"]) for one in capped) == [(1, 0), (1, 1)]
+
+
 def test_a_checkpoint_outside_its_own_directory_is_refused(plane: Plane, attempt: Attempt) -> None:
     ledger, run_dir = _ledger(plane, plane.database, attempt), plane.run_dir(attempt.job_id)
     for directory in ("/etc", str(run_dir / "checkpoints" / ".." / ".."), str(run_dir / "checkpoints" / "step-1")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,9 +20,10 @@ from store.settings import Settings
 from store.states import ExitReason, JobStatus
 from tests.worker.conftest import TOKENIZER
 from worker import doctor, preflight, processes
+from worker.checkup import Checkup
 from worker.devices import Inventory
 from worker.findings import Finding, Level
-from worker.preflight import Checkup, Notes
+from worker.preflight import Notes
 
 if TYPE_CHECKING:
     from tests.worker.conftest import Plane
@@ -49,12 +51,12 @@ def _spec(here: Settings, **changes: str) -> dict[str, Any]:
 
 def test_nothing_is_refused_where_nothing_is_wrong(here: Settings) -> None:
     assert preflight.refusal(here, _spec(here), devices=[0]) is None
-    preflight._write(here, Notes([replace(DOOM, level=Level.WARNING, dooms_jobs=False)]))
+    preflight.leave(here, Notes([replace(DOOM, level=Level.WARNING, dooms_jobs=False)]))
     assert preflight.refusal(here, _spec(here), devices=[0]) is None
 
 
 def test_a_finding_that_dooms_the_job_refuses_it_in_its_words(here: Settings) -> None:
-    preflight._write(here, Notes([DOOM]))
+    preflight.leave(here, Notes([DOOM]))
     assert preflight.refusal(here, _spec(here), devices=[0]) == (
         ExitReason.LAUNCH_ERROR,
         "host here cannot run it: torch is not installed; pip install torch",
@@ -63,7 +65,7 @@ def test_a_finding_that_dooms_the_job_refuses_it_in_its_words(here: Settings) ->
 
 
 def test_a_finding_of_one_card_dooms_who_has_it(here: Settings) -> None:
-    preflight._write(here, Notes([replace(DOOM, devices=(3,))]))
+    preflight.leave(here, Notes([replace(DOOM, devices=(3,))]))
     assert preflight.refusal(here, _spec(here), devices=[0, 1]) is None
     refused = preflight.refusal(here, _spec(here), devices=[1, 3])
     assert refused is not None
@@ -72,7 +74,7 @@ def test_a_finding_of_one_card_dooms_who_has_it(here: Settings) -> None:
 
 @pytest.mark.parametrize("age_s", [0.0, 1e6], ids=["of another boot", "old"])
 def test_notes_that_nobody_keeps_up_say_nothing(here: Settings, monkeypatch: pytest.MonkeyPatch, age_s: float) -> None:
-    preflight._write(here, Notes([DOOM]))
+    preflight.leave(here, Notes([DOOM]))
     now = processes.boottime()
     if age_s:
         monkeypatch.setattr(processes, "boottime", lambda: now + age_s)
@@ -82,12 +84,27 @@ def test_notes_that_nobody_keeps_up_say_nothing(here: Settings, monkeypatch: pyt
 
 
 def test_a_corpus_that_has_changed_since_is_looked_at(here: Settings, tmp_path: Path) -> None:
-    preflight._write(here, Notes())
+    preflight.leave(here, Notes())
     (tmp_path / "inputs" / "a.txt").write_bytes(b"\0\0")
     assert preflight.refusal(here, _spec(here), devices=[0]) == (
         ExitReason.USER_ERROR,
-        "train.train_file has a NUL at byte 0, so it is no text",
+        f"train.train_file ({tmp_path}/inputs/a.txt) has a NUL at byte 0, so it is no text",
     )
+
+
+@pytest.mark.parametrize("place", ["worker.inputs.of_corpus", "store.roots._look_up"])
+def test_a_disk_that_fails_is_not_the_users_mistake(
+    here: Settings, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def fail(_path: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(place, fail)
+    refused = preflight.refusal(here, _spec(here), devices=[0])
+    assert refused is not None
+    assert refused[0] is ExitReason.STORAGE
+    assert "on host here train.train_file (" in refused[1]
+    assert "Input/output error" in refused[1]
 
 
 def test_a_disk_without_room_for_one_checkpoint_refuses_the_job(
@@ -123,9 +140,7 @@ def test_a_round_leaves_notes_and_looks_again_only_at_what_changed(
 
 def test_a_look_costs_a_trivial_job_a_few_milliseconds(here: Settings) -> None:
     """In processor time, which a busy machine does not prolong: 20 ms are allowed."""
-    preflight._write(
-        here, Notes([replace(DOOM, dooms_jobs=False)] * 20, {f"/some/file:{n}": None for n in range(1000)})
-    )
+    preflight.leave(here, Notes([replace(DOOM, dooms_jobs=False)] * 20, {f"/some/file:{n}": None for n in range(1000)}))
     spec = _spec(here)
     costs: list[float] = []
     for _ in range(20):
@@ -157,7 +172,9 @@ def test_a_launch_is_refused_before_any_rank_starts(plane: Plane) -> None:
     job_id = plane.submit([{"do": "succeed"}], tokenizer_name=str(tokenizer))
     job = plane.until_ended(job_id)
     assert job.status is JobStatus.FAILED
-    assert (job.status_reason or "").startswith("train.tokenizer_name has no vocabulary in tokenizer.json")
+    assert (job.status_reason or "").startswith(
+        f"train.tokenizer_name ({tokenizer}) has no vocabulary in tokenizer.json"
+    )
     assert not (plane.run_dir(job_id) / "r0.log").exists()
     plane.assert_clean(job_id)
 

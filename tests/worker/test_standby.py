@@ -296,6 +296,8 @@ def test_a_supervisor_that_cleans_up_keeps_quarantined_devices(plane: Plane, pla
         ('{"level": "error", "message": "no", "error": "Traceback\\n  x\\nOSError: full"}\n', "OSError: full"),
         ('{"level": "warning", "message": "slow"}\n', "slow"),
         ("[1]\n", "[1]"),
+        ("a\0b\n", "a\ufffdb"),
+        ('{"message": "a\\u0000b"}\n', "a\ufffdb"),
         ("x" * 100_000 + "\nend", "end"),
     ],
 )
