@@ -10,6 +10,7 @@ from typing import Final
 from unittest import mock
 
 from benchmarks import rig as rigs
+from benchmarks.connection import Connection
 from benchmarks.rig import Rig, memory_mib, pss_mib, until
 from benchmarks.table import Line, median, spread
 from migrations.upgrade import upgrade
@@ -22,6 +23,8 @@ from worker.launch import Launch
 from worker.launcher import Launcher
 
 IDLE_S: Final = 2.0
+SETTLE_S: Final = 0.5
+FULL_HOST: Final = 8
 
 
 def idle(rig: Rig) -> list[Line]:
@@ -44,27 +47,41 @@ def idle(rig: Rig) -> list[Line]:
     ]
 
 
-def supervisor(rig: Rig) -> list[Line]:
-    with rig.connection() as http:
-        job_id = http.submit(rig.spec("wait"))
-        until(lambda: http.get(f"/jobs/{job_id}/logs").body.endswith(b"\n"), "its rank waits")
-        time.sleep(0.5)
-        supervisors = [one.pid for name, one in rig.parts() if name == "ly-supervisor"]
-        weights = [pss_mib(pid) for pid in supervisors]
-        own = sum(memory_mib(pid, "Private_Clean") + memory_mib(pid, "Private_Dirty") for pid in supervisors)
-        http.post(f"/jobs/{job_id}/cancel").json()
-        until(lambda: http.get(f"/jobs/{job_id}").json()["status"] == "cancelled", "the job is cancelled")
-    if len(weights) != 1:
-        raise RuntimeError(f"{len(weights)} supervisors for one job")
-    return [
-        Line(
-            "a supervisor, PSS",
-            weights[0],
-            "MiB",
-            20,
-            note=f"the only one, so it halves its launcher's pages with it; {own:.0f} MiB are its own",
+def supervisors() -> list[Line]:
+    """One alone on its host, and each of eight on a host that is full: what they share is divided among more."""
+    with rigs.running(slots=FULL_HOST) as rig, rig.connection() as http:
+        jobs_ids = [_waiting(rig, http)]
+        alone, own = _weights(rig, "Pss"), _weights(rig, "Private_Clean", "Private_Dirty")
+        jobs_ids += [_waiting(rig, http) for _ in range(FULL_HOST - 1)]
+        time.sleep(SETTLE_S)
+        together = _weights(rig, "Pss")
+        for job_id in jobs_ids:
+            http.post(f"/jobs/{job_id}/cancel").json()
+        until(
+            lambda: all(http.get(f"/jobs/{job_id}").json()["status"] == "cancelled" for job_id in jobs_ids),
+            "all are cancelled",
         )
+    if (len(alone), len(together)) != (1, FULL_HOST):
+        raise RuntimeError(f"{len(together)} supervisors for {FULL_HOST} jobs")
+    note = f"{own[0]:.0f} MiB are its own, the rest its launcher's pages, halved between the two"
+    return [
+        Line("a supervisor, PSS, alone on its host", alone[0], "MiB", 20, note=note),
+        Line("a supervisor, PSS, each of eight on a host", median(together), "MiB", 20, spread=spread(together)),
     ]
+
+
+def _waiting(rig: Rig, http: Connection) -> str:
+    """A job whose rank has said that it waits."""
+    job_id = http.submit(rig.spec("wait"))
+    until(lambda: http.get(f"/jobs/{job_id}/logs").body.endswith(b"\n"), "its rank waits")
+    time.sleep(SETTLE_S)
+    return job_id
+
+
+def _weights(rig: Rig, *rows: str) -> list[float]:
+    """The sum of these rows of each supervisor's memory, in MiB."""
+    pids = [one.pid for name, one in rig.parts() if name == "ly-supervisor"]
+    return [sum(memory_mib(pid, row) for row in rows) for pid in pids]
 
 
 def launches(*, count: int) -> list[Line]:

@@ -91,7 +91,6 @@ def _on(plane: Rig, size: Size) -> Sequence[tuple[str, Measure]]:
     return [
         ("idle", lambda: footprint.idle(plane)),
         ("cold start", lambda: footprint.cold_starts(plane, count=size.cold_starts)),
-        ("supervisor", lambda: footprint.supervisor(plane)),
         ("trivial", lambda: lifecycles.trivial_jobs(plane, count=size.trivial)),
         ("thirty", lambda: lifecycles.thirty_jobs(plane, rounds=size.rounds)),
         ("stop", lambda: lifecycles.stops(plane, count=size.stops)),
@@ -106,6 +105,7 @@ def _on(plane: Rig, size: Size) -> Sequence[tuple[str, Measure]]:
 def _apart(size: Size) -> Sequence[tuple[str, Measure]]:
     """What has a plane of its own, or none."""
     return [
+        ("supervisors", footprint.supervisors),
         ("launch", lambda: footprint.launches(count=size.launches)),
         ("points, four jobs", lambda: _four_jobs(size)),
         ("post postgres", lambda: _posts_on_postgres(size)),
