@@ -80,8 +80,8 @@ def ngram_line(effort: Effort) -> Line:
     token_rows = torch.from_numpy(tokens.reshape(rows, LENGTH))
     specials = torch.zeros(rows, LENGTH, dtype=torch.bool)
 
-    def ours(epoch: int = 0) -> float:
-        draws = masking.draw(1, epoch, np.arange(rows), lengths, at)
+    def ours(batch: int = 0) -> float:
+        draws = masking.draw(1, 0, np.arange(batch * rows, (batch + 1) * rows), lengths, at)
         return len(masking.mask(tokens, at, draws, vocabulary, "ngram_recipe", rate)[1]) / len(tokens)
 
     def loops() -> float:
@@ -95,7 +95,7 @@ def ngram_line(effort: Effort) -> Line:
         effort.cheap_turns,
         {
             "loops": lambda: [loops() for _ in range(BATCHES)],
-            "ours": lambda: [ours(epoch) for epoch in range(BATCHES)],
+            "ours": lambda: [ours(batch) for batch in range(BATCHES)],
         },
     )
     note = (

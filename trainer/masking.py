@@ -31,8 +31,7 @@ def draw(seed: int, epoch: int, sequences_S: IntArray, lengths_S: IntArray, at_T
 
     So neither loader workers, nor ranks, nor what else is in the batch change a sequence's masks.
     """
-    base = _mix(np.array([seed << 32 | epoch], np.uint64))
-    keys_S = _mix(base + sequences_S.view(np.uint64) * _STEP)
+    keys_S = _mix(_base(seed, epoch) + sequences_S.view(np.uint64) * _STEP)
     draws_T = np.repeat(keys_S, lengths_S)
     draws_T += at_T.view(np.uint64) * _STEP
     return _mix(draws_T)
@@ -69,6 +68,11 @@ def expected_rate(masking: Masking, rate: float) -> float:
         return rate
     second, third = rate * (_SPAN_SHARES[1] + _SPAN_SHARES[2]), rate * _SPAN_SHARES[2]
     return float(rate + (1 - rate) * (second + (1 - rate) * third))
+
+
+@lru_cache(maxsize=4)
+def _base(seed: int, epoch: int) -> Draws:
+    return _mix(np.array([seed << 32 | epoch], np.uint64))
 
 
 def _mix(x: Draws) -> Draws:
@@ -128,6 +132,7 @@ def _spans(at_T: IntArray, draws_T: Draws, begin: float) -> tuple[BoolArray, Boo
     return starts_T, two_T, three_T
 
 
+@lru_cache(maxsize=16)
 def _threshold(share: float) -> np.uint64:
     """Draws below it are this share of all."""
     return np.uint64(min(_ALL - 1, int(share * _ALL)))
