@@ -92,7 +92,14 @@ def usage() -> str:
 
 
 def ensure(level: str) -> None:
-    """Bring .venv to what `level` needs. Every part is stamped when it is complete, so a stopped install goes on where it stood."""
+    """Bring .venv to what `level` needs. Every part is stamped when it is complete, so a stopped install goes on where it stood.
+
+    Raises StepError, also where .venv is a link: whose it is may be in use, and making it anew would empty it for them.
+    """
+    if VENV.is_symlink():
+        raise step.StepError(
+            f"{VENV} is a link to {VENV.resolve()}, which is left as it is; remove the link, and ./run makes its own."
+        )
     stamp = _read_stamp()
     wanted = _wanted()
     if stamp.get("base") != wanted["base"]:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import install
+from cli import install, step
 
 
 def package(site: Path, name: str, *, record: str | None) -> Path:
@@ -49,3 +49,20 @@ def test_the_environment_sends_packages_nowhere_else(monkeypatch: pytest.MonkeyP
 def test_both_locks_pin_what_the_project_is_installed_with() -> None:
     for lock in install.LOCKS.values():
         assert "\nhatchling==" in lock.read_text("utf-8"), lock
+
+
+def test_an_environment_that_is_a_link_to_somebody_elses_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, link = tmp_path / "theirs", tmp_path / "mine" / ".venv"
+    (theirs / "bin").mkdir(parents=True)
+    (theirs / "bin" / "tool").write_text("in use")
+    link.parent.mkdir()
+    link.symlink_to(theirs)
+    monkeypatch.setattr(install, "VENV", link)
+    monkeypatch.setattr(install, "PYTHON", link / "bin" / "python")
+    monkeypatch.setattr(install, "STAMP", link / "longyard.json")
+    with pytest.raises(step.StepError, match="is a link to"):
+        install.ensure("runtime")
+    assert [path.name for path in theirs.rglob("*")] == ["bin", "tool"]
+    assert (theirs / "bin" / "tool").read_text() == "in use"
