@@ -18,6 +18,9 @@ STEPS_MIN: Final = (1, 2, 3, 5, 10, 15, 20, 30, 40, 50, 60, 90, *range(120, 361,
 """What "about" is rounded up to, so that a sentence is not written anew every second; beyond, whole days."""
 
 
+AHEAD: Final = ", kept for jobs ahead"
+
+
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """A job that did not start. `spot` is what is kept for it; `num_stopping` jobs make room for it."""
@@ -97,18 +100,11 @@ class _Words:
             return f"{need}; {self._never(job.device_type, job.num_devices)}"
         if one.num_stopping:
             return f"{need}; {spot.host.name} makes room: jobs of low priority there are saving ({one.num_stopping})"
-        if spot.start_s < inf:
-            when = f"{spot.host.name} frees {job.num_devices} in {about(spot.start_s)}"
-        else:
-            when = _free(spot.host) + (
-                ", kept for it" if one.spot is not None and spot.host.free & spot.devices else ""
-            )
         kept = None if one.spot is not None else self._kept(job.device_type, job.num_devices)
-        return (
-            f"{need}; {_free(kept)}, kept for jobs ahead; {when}"
-            if kept and kept is not spot.host
-            else f"{need}; {when}"
-        )
+        frees = f"{spot.host.name} frees {job.num_devices} in {about(spot.start_s)}" if spot.start_s < inf else ""
+        when = frees or _idle(one, spot)
+        ahead = "" if kept is None else f"{_free(kept)}{AHEAD}"
+        return f"{need}; {when}" if ahead in ("", when) else f"{need}; {ahead}; {when}"
 
     def _find_kept(self, device_type: str, count: int) -> Host | None:
         """One whose free devices would do, were they not kept for others."""
@@ -131,6 +127,18 @@ class _Words:
         if num_usable < count:
             return f"{largest.name} has {num_usable} of its {size} in service"
         return f"{largest.name} has {num_usable} of its {size} in service, but not {count} that are linked"
+
+
+def _idle(one: Blocked, spot: Spot) -> str:
+    """What is free where it would start, and why that is no use to it yet."""
+    host, count = spot.host, one.job.num_devices
+    num_free = host.free.bit_count()
+    num_for_it = (host.free & spot.devices).bit_count() if one.spot is not None else 0
+    if num_free >= count and not topology.fit(host.free, count, host.group):
+        return f"{_free(host)}, but not {count} that are linked"
+    if 0 < num_for_it < count:
+        return _free(host) + (", kept for it" if num_for_it == num_free else f", {num_for_it} of them kept for it")
+    return _free(host) + (AHEAD if num_free >= count else "")
 
 
 def _free(host: Host) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -125,13 +126,36 @@ def test_small_jobs_leave_whole_hosts_and_groups_free() -> None:
 def test_linked_devices_or_none() -> None:
     done = plan([job("1", num_devices=4)], [host("a", free=[2, 3, 4, 5])])
     assert done.placements == []
-    assert "needs 4 free npu devices on one host; a has 4 of 8 free" in (done.waits[0].reason or "")
+    words = "needs 4 free npu devices on one host; a has 4 of 8 free, but not 4 that are linked"
+    assert done.waits[0].reason == words
     assert plan([job("1", num_devices=4, kind="cpu")], [host("a", free=[2, 3, 4, 5], kind="cpu")]).placements
 
 
 def test_any_takes_an_accelerator_first() -> None:
     done = plan([job("1", kind="any"), job("2", kind="any")], [host("a", kind="cpu"), host("b", free=[3])])
     assert [(one.job_id, one.host) for one in done.placements] == [("1", "b"), ("2", "a")]
+
+
+@settings(deadline=None)
+@given(situations())
+def test_nobody_is_told_that_enough_is_free_and_not_why_that_is_no_use(situation: Situation) -> None:
+    jobs, hosts, running, owners = situation
+    needs = {job.id: job.num_devices for job in jobs}
+    for wait in plan(jobs, hosts, running=running, owners=owners).waits:
+        for clause in (wait.reason or "").split("; ")[1:]:
+            free = re.search(r"has (\d+) of \d+ free(.*)", clause)
+            assert free is None or int(free[1]) < needs[wait.job_id] or free[2], wait.reason
+
+
+def test_what_is_kept_for_a_job_ahead_is_said_to_be() -> None:
+    hosts, busy = [host("npu-07", free=[6, 7])], RunningJob("r", "npu-07", tuple(range(6)))
+    (_, small) = plan([job("big", num_devices=8, waited_s=1), job("small")], hosts, running=[busy]).waits
+    assert small.reason == "needs 1 free npu device on one host; npu-07 has 2 of 8 free, kept for jobs ahead"
+    known = replace(busy, left_s=2300)
+    jobs = [job("big", num_devices=8, waited_s=1, at_most_s=100), job("small")]
+    (_, small) = plan(jobs, hosts, running=[known]).waits
+    words = "needs 1 free npu device on one host; npu-07 has 2 of 8 free, kept for jobs ahead; npu-07 frees 1 in about 40 min"
+    assert small.reason == words
 
 
 def test_what_can_never_be_is_said_plainly() -> None:
