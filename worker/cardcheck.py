@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
-from worker.cards import USABLE, Health
+from worker.cards import USABLE, Card, Health
 from worker.findings import Finding, Level
 from worker.fitness import Fitness
 from worker.site import Site
@@ -24,10 +24,12 @@ def check_known(site: Site) -> Iterator[Finding]:
 
 def check_health(site: Site) -> Iterator[Finding]:
     for index, card in enumerate(site.report.cards[: site.num_devices] if site.report else ()):
+        tool = TOOL[site.device_type]
+        is_broken = card.health not in USABLE
+        if card.unread is not None and not is_broken:
+            yield _unread(tool, index, card)
         if card.health in (Health.OK, Health.UNKNOWN):
             continue
-        is_broken = card.health not in USABLE
-        tool = TOOL[site.device_type]
         yield Finding(
             "cards",
             Level.FAILURE if is_broken else Level.WARNING,
@@ -83,6 +85,18 @@ def check_order(site: Site) -> Iterator[Finding]:
             + ("" if is_ascending else "; and a list that does not strictly ascend makes torch_npu see no card at all"),
             f"unset {name}; to offer fewer cards: LONGYARD_DEVICES={site.device_type}:N",
         )
+
+
+def _unread(tool: str, index: int, card: Card) -> Finding:
+    return Finding(
+        "cards",
+        Level.FAILURE,
+        f"{tool} says of card {index} ({card.name}) what cannot be read: {card.unread}",
+        "nobody can say that it is well, so it is given no job",
+        f"run {tool} by hand; where the card is well, its form is one that Longyard does not know: report it",
+        dooms_jobs=True,
+        devices=(index,),
+    )
 
 
 def _ascends(given: str) -> bool:

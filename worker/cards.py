@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -29,7 +29,10 @@ USABLE: Final = (Health.OK, Health.WARNING, Health.UNKNOWN)
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one device; None where the tool does not say. Memory is HBM where the card has any."""
+    """What is known of one device; None where the tool does not say. Memory is HBM where the card has any.
+
+    `unread` quotes the tool where its words for this card are none of the known forms.
+    """
 
     index: int
     name: str
@@ -40,6 +43,7 @@ class Card:
     memory_used_mb: int | None
     memory_total_mb: int | None
     power_w: float | None
+    unread: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,9 @@ def read_nvidia(text: str, processes: str = "") -> Report:
     for row in csv.reader(text.splitlines(), skipinitialspace=True):
         if not row:
             continue
-        if len(row) != len(NVIDIA_QUERY) or not row[0].isdecimal():
+        if len(row) < len(NVIDIA_QUERY) or not row[0].isdecimal():
             raise Unreadable(f"not a row of nvidia-smi: {', '.join(row)[:120]!r}")
-        index, name, bus_id, temperature, utilisation, used, total, power = row
+        index, name, bus_id, temperature, utilisation, used, total, power = _with_commas(row, NVIDIA_QUERY, "name")
         cards.append(
             Card(
                 index=int(index),
@@ -111,9 +115,16 @@ def read_nvidia(text: str, processes: str = "") -> Report:
 
 
 def _nvidia_process(row: list[str], index_of: Mapping[str | None, int]) -> CardProcess:
-    if len(row) != len(NVIDIA_PROCESS_QUERY) or row[0] not in index_of or not row[1].isdecimal():
+    if len(row) < len(NVIDIA_PROCESS_QUERY) or row[0] not in index_of or not row[1].isdecimal():
         raise Unreadable(f"not a row of nvidia-smi's processes: {', '.join(row)[:120]!r}")
-    return CardProcess(index_of[row[0]], int(row[1]), None, row[2], _count(row[3]))
+    bus_id, pid, name, memory = _with_commas(row, NVIDIA_PROCESS_QUERY, "process_name")
+    return CardProcess(index_of[bus_id], int(pid), None, name, _count(memory))
+
+
+def _with_commas(row: list[str], fields: Sequence[str], name: str) -> list[str]:
+    """nvidia-smi does not quote: what is too much are the pieces of a name."""
+    at, num_more = fields.index(name), len(row) - len(fields)
+    return [*row[:at], ", ".join(row[at : at + num_more + 1]), *row[at + num_more + 1 :]]
 
 
 def read_ascend(text: str) -> Report:
@@ -121,7 +132,8 @@ def read_ascend(text: str) -> Report:
 
     Forms seen: one chip a card (910B); two chips with a `Phy-ID` column, power told once (A3); a `Device` column and no HBM (310);
     `NPU ID` with cells of its own (A5); a last column with the process id in the container. Where a column numbers the devices, that
-    is the index; else it is the order of the rows. Raises Unreadable.
+    is the index; else it is the order of the rows. Figures of a chip that cannot be read leave it unread, and the others known.
+    Raises Unreadable where it is not plain which chips there are, or who is on them.
     """
     rows = [cells for line in text.splitlines() if len(cells := _cells(line)) > 1]
     version = re.search(r"Version:\s*(\S+)", text)
@@ -130,6 +142,8 @@ def read_ascend(text: str) -> Report:
     cards = tuple(sorted((chip.card for chip in chips), key=lambda card: card.index))
     if len({card.index for card in cards}) != len(cards):
         raise Unreadable("npu-smi numbers two chips alike")
+    if cards and all(card.unread is not None for card in cards):
+        raise Unreadable(f"not a form of npu-smi that is known: {cards[0].unread!r}")
     index_of = {chip.place: chip.card.index for chip in chips}
     return Report(version[1] if version else None, cards, tuple(_processes(rows[start:], index_of)))
 
@@ -142,10 +156,12 @@ class _Chip:
     card: Card
 
 
+MAX_QUOTE: Final = 160
 _CARD_ROW: Final = re.compile(r"(\d+)\s+(\S.*)")
 _CHIP_ROW: Final = re.compile(r"(\d+)(?:\s+(\d+))?")
-_READINGS: Final = re.compile(r"(\S+)\s+(\S+)\s+\d+\s*/\s*\d+")
-_MEMORY: Final = re.compile(r"(\S+)\s+(\d+)\s*/\s*(\d+)(?:\s+(\d+)\s*/\s*(\d+))?")
+_AMOUNT: Final = r"(\d+|NA|-)\s*/\s*(\d+|NA|-)"
+_READINGS: Final = re.compile(rf"(\S+)\s+(\S+)\s+{_AMOUNT}")
+_MEMORY: Final = re.compile(rf"(\S+)\s+{_AMOUNT}(?:\s+{_AMOUNT})?")
 
 
 def _chips(rows: list[list[str]]) -> Iterator[_Chip]:
@@ -171,26 +187,32 @@ def _three(cells: list[str]) -> list[str] | None:
 
 
 def _chip(above: list[str], below: list[str], *, order: int) -> _Chip:
-    named, measured = _CARD_ROW.fullmatch(above[0]), _READINGS.fullmatch(above[2])
-    numbered, memory = _CHIP_ROW.fullmatch(below[0] or "0"), _MEMORY.fullmatch(below[2])
-    if not (named and measured and numbered and memory):
+    named, numbered = _CARD_ROW.fullmatch(above[0]), _CHIP_ROW.fullmatch(below[0] or "0")
+    if not (named and numbered):
         raise Unreadable(f"not a chip's two rows of npu-smi: {above!r}, {below!r}")
-    npu, chip = int(named[1]), int(numbered[1])
-    used, total = (memory[4], memory[5]) if memory[4] else (memory[2], memory[3])
-    return _Chip(
-        (npu, chip),
-        Card(
-            index=int(numbered[2]) if numbered[2] else order,
-            name=named[2],
-            health=_health(above[1]),
-            bus_id=None if below[1] in ("", "NA") else below[1],
-            temperature_c=_number(measured[2]),
-            utilisation_percent=_number(memory[1]),
-            memory_used_mb=int(used),
-            memory_total_mb=int(total),
-            power_w=_number(measured[1]),
-        ),
+    measured, memory = _READINGS.fullmatch(above[2]), _MEMORY.fullmatch(below[2])
+    used, total = _memory(memory)
+    card = Card(
+        index=int(numbered[2]) if numbered[2] else order,
+        name=named[2],
+        health=_health(above[1]),
+        bus_id=None if below[1] in ("", "NA") else below[1],
+        temperature_c=_number(measured[2]) if measured else None,
+        utilisation_percent=_number(memory[1]) if memory else None,
+        memory_used_mb=used,
+        memory_total_mb=total,
+        power_w=_number(measured[1]) if measured else None,
+        unread=None if measured and memory else " | ".join([*above, *below])[:MAX_QUOTE],
     )
+    return _Chip((int(named[1]), int(numbered[1])), card)
+
+
+def _memory(found: re.Match[str] | None) -> tuple[int | None, int | None]:
+    """Used and in all: of the second pair, which is HBM, where there is one."""
+    if found is None:
+        return None, None
+    used, total = (found[4], found[5]) if found[4] else (found[2], found[3])
+    return _count(used), _count(total)
 
 
 def _processes(rows: list[list[str]], index_of: dict[tuple[int, int], int]) -> Iterator[CardProcess]:
@@ -200,12 +222,14 @@ def _processes(rows: list[list[str]], index_of: dict[tuple[int, int], int]) -> I
             in_container = "container" in cells[-1]
             continue
         place = [int(number) for number in cells[0].split() if number.isdecimal()]
-        if not 1 <= len(place) <= 2 or not 4 <= len(cells) <= 5 or not cells[1].isdecimal():
+        after_name = 2 if in_container else 1
+        if not 1 <= len(place) <= 2 or len(cells) < 3 + after_name or not cells[1].isdecimal():
             raise Unreadable(f"not a row of npu-smi's processes: {cells!r}")
         index = index_of.get((place[0], place[1] if len(place) == 2 else 0))
         if index is None:
             raise Unreadable(f"npu-smi tells of a process on a card it does not list: {cells!r}")
-        yield CardProcess(index, int(cells[1]), _count(cells[4]) if in_container else None, cells[2], _count(cells[3]))
+        name, (memory, *rest) = "|".join(cells[2:-after_name]), cells[-after_name:]
+        yield CardProcess(index, int(cells[1]), _count(rest[0]) if rest else None, name, _count(memory))
 
 
 def _is_process_header(cells: list[str]) -> bool:

@@ -57,12 +57,12 @@ def survey(settings: Settings, *, within_s: float = ASK_TIMEOUT_S) -> Inventory:
 
 def _found(within_s: float) -> Inventory:
     refusal: NoDevices | None = None
-    for device_type, tool in (("cuda", smi.NVIDIA), ("npu", smi.ASCEND)):
-        if tool.is_here:
-            try:
-                return _told(device_type, tool, None, within_s=within_s)
-            except NoDevices as error:
-                refusal = refusal or error
+    here = [one for one in (("cuda", smi.NVIDIA), ("npu", smi.ASCEND)) if one[1].is_here]
+    for device_type, tool in here:
+        try:
+            return _told(device_type, tool, None, within_s=within_s / len(here))
+        except NoDevices as error:
+            refusal = refusal or error
     if refusal is not None:
         raise refusal
     return _cpu(DEFAULT_CPU_SLOTS)

@@ -12,11 +12,13 @@ import os
 import platform
 import sys
 import sysconfig
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -31,10 +33,14 @@ from worker.findings import Finding, Level
 from worker.inputs import Known
 from worker.site import Site
 
-ASK_WITHIN_S: Final = 6.0
+WITHIN_S: Final = 9.5
+"""The whole of it, whatever does not answer: the cards' tools take so much of that at most, the database so much."""
+ASK_WITHIN_S: Final = 5.0
+DATABASE_WITHIN_S: Final = 2.5
 BUSY_TIMEOUT_S: Final = 2.0
 MAX_JOBS: Final = 20
 
+T = TypeVar("T")
 Check = Callable[[Site], Iterator[Finding]]
 
 OF_HOST: Final[Sequence[Check]] = (
@@ -89,8 +95,21 @@ def diagnose(settings: Settings) -> Examination:
     """Everything, as it is now; within ten seconds, whatever does not answer."""
     began = time.monotonic()
     site = survey(settings)
-    site, of_database = _with_database(site)
-    findings = [*of_database, *examine(site, (*OF_CARDS, *OF_HOST))]
+    try:
+        site, findings = _within(DATABASE_WITHIN_S, lambda: _with_database(site))
+    except TimeoutError:
+        findings = [
+            _of_database(
+                f"the database, or a file that waiting jobs name, gave no answer within {DATABASE_WITHIN_S:g} s"
+            )
+        ]
+    for check in (*OF_CARDS, *OF_HOST):
+        # One that hangs leaves something for those after it.
+        patience_s = max(0.1, (began + WITHIN_S - time.monotonic()) / 2)
+        try:
+            findings += _within(patience_s, lambda check=check: examine(site, [check]))
+        except TimeoutError:
+            findings.append(_blind(check, f"gave no answer within {patience_s:.1f} s"))
     return Examination(site, sorted(findings, key=lambda one: one.level), time.monotonic() - began)
 
 
@@ -123,8 +142,9 @@ def examine(site: Site, checks: Sequence[Check]) -> list[Finding]:
     for check in checks:
         try:
             found += check(site)
-        except Exception:  # a check's edge: what it cannot look at says nothing about the others
+        except Exception as error:  # a check's edge: what it cannot look at says nothing about the others
             log.exception("%s could not look", check.__name__)
+            found.append(_blind(check, f"could not look: {type(error).__name__}: {error}"))
     return found
 
 
@@ -165,7 +185,7 @@ def as_text(done: Examination) -> str:
     kind = f"simulated {site.device_type}" if site.is_simulated else site.device_type or "unknown"
     lines = [f"{site.settings.host_name}: {site.num_devices} {kind} devices"]
     for index, card in enumerate(site.report.cards if site.report else ()):
-        memory = f"{card.memory_used_mb} of {card.memory_total_mb} MB used"
+        memory = f"{_known(card.memory_used_mb)} of {_known(card.memory_total_mb)} MB used"
         heat = "" if card.temperature_c is None else f", {card.temperature_c:g} °C"
         lines.append(f"  {index}  {card.name}  {card.health}, {memory}{heat}")
     lines += [f"  {name} {version}" for name, version in site.packages.items()]
@@ -192,6 +212,38 @@ def as_json(done: Examination) -> str:
     return json.dumps(answer, indent=2) + "\n"
 
 
+def _known(number: int | None) -> str:
+    return "?" if number is None else str(number)
+
+
+def _within(seconds: float, work: Callable[[], T]) -> T:
+    """Raises what it raises, and TimeoutError: then it goes on in a thread that ends with the process."""
+    answer: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # handed over whole to who waits for it
+            answer.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answer.result(seconds)
+
+
+def _blind(check: Check, words: str) -> Finding:
+    name = check.__name__.removeprefix("check_").replace("_", " ")
+    why = "what it looks for may be wrong here, and nobody has seen it"
+    return Finding(
+        name, Level.WARNING, f"this check {words}", why, "mend what it stumbled over and run longyard doctor again"
+    )
+
+
+def _of_database(what: str) -> Finding:
+    why = "this host learns from it what to run, and keeps there what its jobs say"
+    fix = "start it, correct LONGYARD_DATABASE_URL, or bring its schema up to date: python -m migrations upgrade"
+    return Finding("database", Level.FAILURE, what, why, fix)
+
+
 def _with_database(site: Site) -> tuple[Site, list[Finding]]:
     """What only the database knows: who holds the cards, its clock, what waits."""
     settings = site.settings
@@ -208,10 +260,8 @@ def _with_database(site: Site) -> tuple[Site, list[Finding]]:
         known = replace(site, held=held, clock_ahead_s=clock_ahead_s(database))
         return known, check_inputs(settings, database, Known())
     except SQLAlchemyError as error:
-        what = f"the database does not answer as it should: {str(error.__cause__ or error).splitlines()[0]}"
-        why = "this host learns from it what to run, and keeps there what its jobs say"
-        fix = "start it, correct LONGYARD_DATABASE_URL, or bring its schema up to date: python -m migrations upgrade"
-        return site, [Finding("database", Level.FAILURE, what, why, fix)]
+        words = str(error.__cause__ or error).splitlines()[0]
+        return site, [_of_database(f"the database does not answer as it should: {words}")]
     finally:
         database.dispose()
 

@@ -40,13 +40,16 @@ class Fitness:
                 card.utilisation_percent,
                 _bytes(card.memory_used_mb),
                 _bytes(card.memory_total_mb),
-                ailment=None
-                if card.health in USABLE
-                else f"{self._tool_name} says its health is {card.health.upper()}",
+                ailment=self._ailment(card),
                 residue=self._residue(card, tenants[card.index]),
             )
             for position, card in enumerate(report.cards)
         ]
+
+    def _ailment(self, card: Card) -> str | None:
+        if card.health not in USABLE:
+            return f"{self._tool_name} says its health is {card.health.upper()}"
+        return f"{self._tool_name} says of it what cannot be read: {card.unread}" if card.unread else None
 
     def _residue(self, card: Card, tenants: Sequence[CardProcess]) -> str | None:
         used_mb = card.memory_used_mb

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +21,12 @@ from worker.tail import clean
 
 ASK_TIMEOUT_S: Final = 20.0
 MAX_WORDS: Final = 200
+DIE_S: Final = 0.5
+"""What a killed tool gets to be gone."""
 STATE_FILE: Final = "npu-sim.json"
+
+_STUCK: Final[list[subprocess.Popen[str]]] = []
+"""Tools that could not be ended. Asking again would only leave one more."""
 
 
 class Silent(Exception):
@@ -68,25 +75,46 @@ def simulated(settings: Settings, *, num_cards: int) -> Tool:
 
 def _run(name: str, command: Sequence[str], *, give_up_at: float) -> str:
     timeout_s = max(0.1, give_up_at - time.monotonic())
+    if any(one.args == command and one.poll() is None for one in _STUCK):
+        raise Silent(f"{name} was asked before and cannot be ended: it waits in the kernel, for its driver as a rule")
     search = os.pathsep.join(
         [str(Path(__file__).resolve().parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     try:
-        done = subprocess.run(
+        asked = subprocess.Popen(
             command,
-            capture_output=True,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            timeout=timeout_s,
-            check=False,
             env={**os.environ, "LC_ALL": "C", "PYTHONPATH": search},
+            # What it starts, as a wrapper does, ends with it.
+            start_new_session=True,
         )
     except OSError as error:
         raise Silent(f"{name} cannot be started ({error.strerror})") from error
-    except subprocess.TimeoutExpired as error:
-        raise Silent(f"{name} gave no answer within {timeout_s:.0f} s") from error
-    if done.returncode:
-        words = " ".join((done.stderr or done.stdout).split())[:MAX_WORDS] or "without a word"
-        raise Silent(f"{name} ended with exit code {done.returncode} ({words})")
-    return clean(done.stdout)
+    try:
+        said, complained = asked.communicate(timeout=timeout_s)
+    except BaseException as error:
+        _end(asked)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Silent(f"{name} gave no answer within {timeout_s:.0f} s") from error
+        raise
+    if asked.returncode:
+        words = " ".join((complained or said).split())[:MAX_WORDS] or "without a word"
+        raise Silent(f"{name} ended with exit code {asked.returncode} ({words})")
+    return clean(said)
+
+
+def _end(asked: subprocess.Popen[str]) -> None:
+    """Kill it and all it started; one that waits in the kernel is left behind, and remembered."""
+    with suppress(ProcessLookupError):
+        os.killpg(asked.pid, signal.SIGKILL)
+    try:
+        asked.wait(DIE_S)
+    except subprocess.TimeoutExpired:
+        _STUCK[:] = [*(one for one in _STUCK if one.poll() is None), asked]
+    for pipe in (asked.stdout, asked.stderr):
+        if pipe is not None:
+            pipe.close()

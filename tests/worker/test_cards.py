@@ -135,17 +135,55 @@ def test_an_answer_without_cards() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        ONE_CHIP.replace("3386 / 65536", "much"),
+        ONE_CHIP.replace("3386 / 65536", "much").replace("41842/ 65536", "more"),
+        ONE_CHIP.replace("| 0     910B3 ", "| ?     910B3 "),
         ONE_CHIP.replace("| 0       0                 | 4711", "| 5       0                 | 4711"),
         "| 0     910B3               | OK            | 92.1        48                0    / 0             |",
         TWO_CHIPS.replace("| 1     5  ", "| 1     4  "),
         TWO_CHIPS.replace("845053", "trainer"),
     ],
-    ids=["memory", "process on no card", "half a chip", "one number twice", "pid"],
+    ids=["memory", "number", "process on no card", "half a chip", "one number twice", "pid"],
 )
 def test_what_cannot_be_read_is_said_and_not_guessed(text: str) -> None:
     with pytest.raises(Unreadable):
         read_ascend(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ONE_CHIP.replace("47                0    / 0  ", "NA                NA / NA  "),
+        ONE_CHIP.replace("3386 / 65536", "NA / NA"),
+    ],
+    ids=["pages", "memory"],
+)
+def test_figures_that_a_card_does_not_tell_are_unknown_and_the_others_are_read(text: str) -> None:
+    one, other = read_ascend(text).cards
+    assert one == read_ascend(ONE_CHIP).cards[0]
+    assert (other.health, other.unread) == (Health.ALARM, None)
+    assert None in (other.temperature_c, other.memory_used_mb)
+
+
+def test_a_card_in_words_of_no_known_form_is_unread_and_the_others_are_read() -> None:
+    odd = ONE_CHIP.replace("3386 / 65536", "much").replace("NA          47 ", "device lost ")
+    one, other = read_ascend(odd).cards
+    assert one == read_ascend(ONE_CHIP).cards[0]
+    assert (other.index, other.memory_used_mb, other.temperature_c) == (1, None, None)
+    assert "device lost" in (other.unread or "")
+
+
+def test_a_process_may_be_named_as_it_likes() -> None:
+    (process,) = read_ascend(ONE_CHIP.replace("| python  ", "| a|b, c ")).processes
+    assert (process.name, process.pid, process.memory_mb) == ("a|b, c", 4711, 38456)
+    container = IN_CONTAINER.replace("| python   ", "| a|b      ", 1)
+    assert [(one.name, one.pid_in_container) for one in read_ascend(container).processes] == [
+        ("a|b", 212),
+        ("python", None),
+    ]
+    card = "1, NVIDIA H200, SXM, 00000000:4E:00.0, 41, 87, 70211, 143771, 511.20\n"
+    found = read_nvidia(card, "00000000:4E:00.0, 4711, python train.py, v2, 69000\n")
+    assert found.cards[0].name == "NVIDIA H200, SXM"
+    assert found.processes == (CardProcess(1, 4711, None, "python train.py, v2", 69000),)
 
 
 def test_the_list_of_nvidia_smi() -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from store.settings import Settings
 from tests.worker.test_cards import TWO_CHIPS
-from worker import devices, ranks
+from worker import devices, ranks, smi
+from worker.cards import Report
 from worker.devices import NoDevices
+from worker.smi import ASCEND, Silent, Tool
 
 
 @pytest.mark.parametrize(
@@ -39,10 +44,21 @@ def test_the_setting(
 def _tool(directory: Path, name: str, *, prints: str = "", exit_code: int = 0) -> None:
     table = directory / f"{name}.table"
     table.write_text(f"{prints}\n")
-    tool = directory / name
     lines = f"while IFS= read -r line; do printf '%s\\n' \"$line\"; done < {table}"
-    tool.write_text(f"#!/bin/sh\n{lines}\nexit {exit_code}\n")
+    _script(directory, name, f"{lines}\nexit {exit_code}\n")
+
+
+def _script(directory: Path, name: str, lines: str) -> None:
+    tool = directory / name
+    tool.write_text(f"#!/bin/sh\n{lines}")
     tool.chmod(0o755)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -70,7 +86,7 @@ def test_a_gpu_whose_tool_is_silent_does_not_hide_the_cards(tools: Path) -> None
 @pytest.mark.parametrize(
     ("setting", "prints", "exit_code", "words"),
     [
-        ("auto", TWO_CHIPS.replace("3120 / 65536", "much"), 0, "npu-smi answered what cannot be read"),
+        ("auto", TWO_CHIPS.replace("/ 65536", "much"), 0, "npu-smi answered what cannot be read"),
         ("auto", "dcmi module initialize failed", 1, "npu-smi ended with exit code 1 (dcmi module initialize failed)"),
         ("auto", "", 0, "npu-smi lists none"),
         ("npu", "", 0, "npu-smi lists none"),
@@ -85,6 +101,54 @@ def test_cards_that_are_not_known_never_become_something_else(
     with pytest.raises(NoDevices, match=re.escape(words)) as refused:
         devices.survey(Settings(data_dir=tools, devices=setting))
     assert "LONGYARD_DEVICES" in str(refused.value)
+
+
+def test_a_tool_that_hangs_is_given_up_with_all_that_it_started(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., object]
+) -> None:
+    """As a wrapper does: what it starts holds its output, and does not end with it by itself."""
+    pid_file = tools / "pid"
+    _script(tools, "npu-smi", f"/bin/sleep 600 &\necho $! > {pid_file}\nwait\n")
+    began = time.monotonic()
+    with pytest.raises(Silent, match="npu-smi gave no answer within"):
+        ASCEND.ask(within_s=5.0)
+    assert time.monotonic() - began < 300
+    eventually(lambda: not _lives(int(pid_file.read_text())))
+
+
+def test_a_tool_that_cannot_be_killed_is_left_behind_and_not_asked_again(
+    tools: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _script(tools, "npu-smi", "exec /bin/sleep 600\n")
+    killed: list[int] = []
+    with monkeypatch.context() as kernel:
+        # As one that waits in the kernel for its driver does, it outlives SIGKILL.
+        kernel.setattr(os, "killpg", lambda group, _signum: killed.append(group))
+        with pytest.raises(Silent, match="gave no answer within"):
+            ASCEND.ask(within_s=0.2)
+        with pytest.raises(Silent, match="was asked before and cannot be ended"):
+            ASCEND.ask(within_s=0.2)
+    (group,) = killed
+    os.killpg(group, signal.SIGKILL)
+    (stuck,) = smi._STUCK
+    assert stuck.wait(60) == -signal.SIGKILL
+    _tool(tools, "npu-smi", prints=TWO_CHIPS)
+    assert len(ASCEND.ask().cards) == 2, "once it is gone the tool is asked again"
+
+
+def test_two_tools_that_hang_take_no_longer_than_one(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    for name in ("nvidia-smi", "npu-smi"):
+        _tool(tools, name)
+
+    def ask(_tool: Tool, *, within_s: float) -> Report:
+        given.append(within_s)
+        raise Silent("no answer")
+
+    monkeypatch.setattr(Tool, "ask", ask)
+    with pytest.raises(NoDevices):
+        devices.survey(Settings(data_dir=tools, devices="auto"), within_s=6.0)
+    assert given == [3.0, 3.0]
 
 
 def test_a_worker_that_does_not_know_its_cards_does_not_start(tools: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -210,6 +211,11 @@ FULL_RANGE = with_file("proc/net/tcp6", TCP_HEAD + "".join(listen(port) for port
             *("warning", False, "is WARNING", "npu-smi info"),
         ),
         (
+            cardcheck.check_health,
+            changed(report=sick(IDLE.replace("3386 / 65536", "lost"))),
+            *("failure", True, "says of card 1 (910B3) what cannot be read: 1     910B3", "run npu-smi by hand"),
+        ),
+        (
             cardcheck.check_clean,
             changed(report=sick(IDLE.replace("3386 / 65536", "9999 / 65536"))),
             *("failure", True, "card 1: 6.8 GiB more of its memory taken", "kill PID"),
@@ -377,7 +383,37 @@ def test_a_check_that_breaks_does_not_keep_the_others_from_looking(site: Site) -
     def breaks(_site: Site) -> Any:
         raise RuntimeError("it cannot look")
 
-    assert len(doctor.examine(replace(site, packages={}), (breaks, versions.check_torch))) == 1
+    one, other = doctor.examine(replace(site, packages={}), (breaks, versions.check_torch))
+    assert (one.check, one.level, one.what) == (
+        "breaks",
+        Level.WARNING,
+        "this check could not look: RuntimeError: it cannot look",
+    )
+    assert other.what == "torch is not installed"
+
+
+def test_a_check_that_hangs_does_not_keep_the_others_from_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor.ASK_WITHIN_S + doctor.DATABASE_WITHIN_S < doctor.WITHIN_S < 10
+    released = threading.Event()
+
+    def check_far_disk(_site: Site) -> Any:
+        released.wait()
+        return iter(())
+
+    monkeypatch.setattr(doctor, "DATABASE_WITHIN_S", 0.1)
+    monkeypatch.setattr(doctor, "WITHIN_S", 5.0)
+    monkeypatch.setattr(doctor, "OF_CARDS", (check_far_disk,))
+    monkeypatch.setattr(doctor, "OF_HOST", (surroundings.check_trainer,))
+    monkeypatch.setattr(doctor, "_with_database", lambda _site: released.wait())
+    try:
+        done = doctor.diagnose(Settings(data_dir=tmp_path, devices="cpu:1", trainer_module="no_such_trainer"))
+    finally:
+        released.set()
+    assert [one.check for one in done.findings] == ["database", "trainer", "far disk"]
+    assert "gave no answer within" in done.findings[0].what
+    assert "gave no answer within" in done.findings[2].what
 
 
 def test_the_clock_of_the_database_is_asked(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
