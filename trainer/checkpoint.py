@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from trainer import durable
 from trainer.config import CheckpointRef
 from trainer.errors import BrokenCheckpoint
 
 _WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
+_FILES = (_WEIGHTS, _OPTIMIZER, _STATE)
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 
@@ -41,30 +42,24 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     if not parent.exists():
         parent.mkdir(parents=True)
-        _sync(parent.parent)
+        durable.sync(parent.parent)
     temporary.mkdir()
     save_file(_weights(network), temporary / _WEIGHTS)
     tensors, numbers = _optimizer_state(network, optimizer)
     save_file(tensors, temporary / _OPTIMIZER)
     _write_json(temporary / _STATE, {"step": step, "optimizer": numbers, "state": state})
-    files = {name: _describe(temporary / name) for name in (_WEIGHTS, _OPTIMIZER, _STATE)}
-    for name in files:
-        _sync(temporary / name)
+    files = {name: _describe(temporary / name) for name in _FILES}
     _write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
-    _sync(temporary / _MANIFEST)
-    _sync(temporary)
     digest = hashlib.sha256((temporary / _MANIFEST).read_bytes()).hexdigest()
     # Only a run repeated by hand in one directory finds the target there.
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _sync(parent)
+    durable.publish(temporary, target)
     return Published(target, digest)
 
 
 def read(reference: CheckpointRef, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Loads weights and optimizer in place; returns the state that was written.
 
-    Raises BrokenCheckpoint when anything differs from the manifest, or the manifest from its hash.
+    Raises BrokenCheckpoint when anything differs from the manifest, or the manifest from the hash where one is given.
     """
     directory = Path(reference.dir)
     _verify(directory, reference.manifest_sha256)
@@ -181,20 +176,37 @@ def _restore_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": layout["param_groups"]})
 
 
-def _verify(directory: Path, manifest_sha256: str) -> None:
+def _verify(directory: Path, manifest_sha256: str | None) -> None:
     try:
         manifest = (directory / _MANIFEST).read_bytes()
     except OSError as error:
-        raise BrokenCheckpoint(f"{directory} has no manifest that can be read: {error.strerror}") from error
-    if hashlib.sha256(manifest).hexdigest() != manifest_sha256:
-        raise BrokenCheckpoint(f"{directory}: the manifest is not the one this checkpoint was published with")
-    described = cast(dict[str, Any], json.loads(manifest))
-    if described["format"] != _FORMAT:
-        raise BrokenCheckpoint(f"{directory} has format {described['format']}, this trainer reads {_FORMAT}")
-    for name, expected in described["files"].items():
+        raise BrokenCheckpoint(
+            f"resume_from_checkpoint.dir: {directory.absolute()} has no {_MANIFEST} that can be read "
+            f"({error.strerror}); give a directory checkpoints/step-<n> of a run"
+        ) from error
+    if manifest_sha256 not in (None, hashlib.sha256(manifest).hexdigest()):
+        raise BrokenCheckpoint(
+            f"resume_from_checkpoint.manifest_sha256: {directory}: the manifest is not the one this checkpoint was "
+            "published with; give another checkpoint, or by hand leave the hash out to trust the manifest as it stands"
+        )
+    for name, expected in _files(directory, manifest).items():
         path = directory / name
         if not path.is_file() or _describe(path) != expected:
             raise BrokenCheckpoint(f"{path} is missing, or not the file this checkpoint was published with")
+
+
+def _files(directory: Path, manifest: bytes) -> dict[str, Any]:
+    """What the manifest says of each file. Without its hash it can be anything."""
+    try:
+        described = json.loads(manifest)
+        version, files = described["format"], dict[str, Any](described["files"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise BrokenCheckpoint(f"{directory}: {_MANIFEST} is not a checkpoint's manifest; give another one") from error
+    if version != _FORMAT:
+        raise BrokenCheckpoint(f"{directory} has format {version}, this trainer reads {_FORMAT}")
+    if set(files) != set(_FILES):
+        raise BrokenCheckpoint(f"{directory}: {_MANIFEST} names {sorted(files)}, a checkpoint has {sorted(_FILES)}")
+    return files
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -205,11 +217,3 @@ def _describe(path: Path) -> dict[str, Any]:
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     # Python writes floats so that they read back as the same bits.
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -164,10 +164,23 @@ class TrainConfig(Spec):
 
 
 class CheckpointRef(Spec):
-    """A checkpoint to resume from: opened only if its manifest has this hash."""
+    """A checkpoint to resume from. With the manifest's hash nothing else is opened; a run by hand may leave it out."""
 
-    dir: str
-    manifest_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dir: str = Field(min_length=1, description="A directory checkpoints/step-<n> of a run.")
+    manifest_sha256: str | None = Field(
+        default=None, description="Of its manifest.json; null trusts the manifest that is there."
+    )
+
+    @model_validator(mode="after")
+    def _is_a_hash(self) -> Self:
+        if self.manifest_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.manifest_sha256):
+            raise refuse(
+                "manifest_sha256",
+                self.manifest_sha256,
+                "is not 64 digits of 0-9a-f; give the one that metrics.jsonl tells, "
+                "or leave it out to trust the manifest as it stands",
+            )
+        return self
 
 
 class RunConfig(TrainConfig):

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+from trainer import durable
+
 INDEX = "pytorch_model.bin.index.json"
 SINGLE = "pytorch_model.bin"
 TARGET = "model.safetensors"
@@ -123,10 +125,7 @@ def _convert(directory: Path, found: list[Path]) -> dict[str, int]:
             weights[name] = value.detach().clone().contiguous()
     temporary = directory / f"{TARGET}.tmp"
     save_file(weights, temporary, metadata={"format": "pt"})
-    descriptor = os.open(temporary, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    temporary.rename(directory / TARGET)
+    durable.publish(temporary, directory / TARGET)
     return {"tensors": len(weights), "weights": sum(value.numel() for value in weights.values())}
 
 

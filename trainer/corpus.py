@@ -7,7 +7,6 @@ Shapes: N sequences, T tokens in all.
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer import text
+from trainer import durable, text
 from trainer.config import RunConfig, TrainConfig
 from trainer.errors import BadInput
 from trainer.tokenizer import Vocabulary
@@ -124,7 +123,7 @@ def _content_sha256(path: Path, cache: Path, work: Work) -> str:
         digest = _hash(path, work)
         temporary = memory.with_suffix(".tmp")
         temporary.write_text(digest, encoding="ascii")
-        temporary.rename(memory)
+        durable.publish(temporary, memory)
         return digest
 
 
@@ -170,13 +169,10 @@ def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, ta
                 tokens.write(np.concatenate(sequences).tobytes())
                 end = int(starts_N[-1])
                 work(f"tokenizing {path.name}", source.bytes_read(), size)
-        for file in (tokens, starts):
-            file.flush()
-            os.fsync(file.fileno())
     if not end:
         shutil.rmtree(temporary, ignore_errors=True)
         raise BadInput(f"{field}: {path} has no text in it")
-    temporary.rename(target)
+    durable.publish(temporary, target)
 
 
 def _by_document(encoded: Iterator[list[TokenPiece]], room: int) -> Iterator[list[TokenArray]]:

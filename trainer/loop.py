@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import checkpoint, corpus, data, evaluation, model, plan, results, tokenizer
+from trainer import checkpoint, corpus, data, durable, evaluation, model, plan, results, tokenizer
 from trainer.config import RunConfig
 from trainer.data import Batch
 from trainer.device import Device, seed_all
@@ -163,8 +163,7 @@ class Trainer:
         temporary.mkdir()
         model.save(self.network, self.vocabulary, temporary)
         (temporary / "results.json").write_text(json.dumps(self._results(), indent=1), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        durable.publish(temporary, target)
         self.reporter.say(f"output: {target}")
 
     def _step(self, accumulated: list[Batch]) -> Step:
@@ -222,8 +221,7 @@ class Trainer:
 
     def _count(self, step: Step, step_s: float, data_s: float) -> None:
         self.steps_here += 1
-        rows = plan.global_batch_size(self.config, self.device.place)
-        self.sums.add(step, step_s, rows if self.steps_here > WARM_STEPS else None)
+        self.sums.add(step, step_s, is_warm=self.steps_here > WARM_STEPS)
         self.window.add(step, step_s, data_s)
         self.reporter.stepped(self.sums.step)
 

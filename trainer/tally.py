@@ -10,7 +10,10 @@ WARM_STEPS = 10
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, counted over all ranks; padding is not counted. `specials` are those of the tokens that are never masked."""
+    """One optimizer step, counted over all ranks; padding is not counted.
+
+    `samples` are sequences, of which a packed row holds several; `specials` those of the tokens that are never masked.
+    """
 
     loss: float
     grad_norm: float
@@ -36,14 +39,14 @@ class Sums:
     fps_sum: float = 0.0
     fps_steps: int = 0
 
-    def add(self, step: Step, step_s: float, rows: int | None) -> None:
-        """Counts a step; `rows` are those of all ranks, None while a process is still warming up."""
+    def add(self, step: Step, step_s: float, *, is_warm: bool) -> None:
+        """Counts a step; `is_warm` once its process has taken WARM_STEPS."""
         self.step += 1
         self.loss_sum += step.loss
         self.num_samples += step.samples
         self.train_s += step_s
-        if rows is not None:
-            self.fps_sum += rows / step_s
+        if is_warm:
+            self.fps_sum += step.samples / step_s
             self.fps_steps += 1
 
     def evaluated(self, loss: float, *, is_saved: bool) -> None:
@@ -55,7 +58,10 @@ class Sums:
             self.best_eval_loss, self.best_step = loss, self.step
 
     def results(self) -> dict[str, Any]:
-        """`fps` as the recipe defines it: the mean of rows per second over the warm steps. `fps_wall`: all in all."""
+        """`fps` as the recipe defines it: the mean of samples per second over the warm steps. `fps_wall`: all in all.
+
+        A sample is a sequence of the text in both, however many of them a row holds; what fills up a short step is none.
+        """
         return {
             "perplexity": None if self.eval_loss is None else perplexity(self.eval_loss),
             "eval_loss": self.eval_loss,

@@ -9,7 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.longformer.configuration_longformer import LongformerConfig
-from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM, LongformerSelfAttention
+from transformers.models.longformer.modeling_longformer import (
+    LongformerForMaskedLM,
+    LongformerLayer,
+    LongformerSelfAttention,
+)
 
 from trainer import attention, banded
 from trainer.attention import WindowedSelfAttention
@@ -80,6 +84,36 @@ def test_outputs_and_gradients_are_stocks(length: int, padding: bool, num_global
     hidden = torch.randn(batch, length, 64, generator=torch.Generator().manual_seed(length))
     mask = signs(batch, length, padding=padding, num_global=num_global)
     assert worst(run(ours, hidden, mask), run(stock, hidden, mask)) <= 1e-5
+
+
+@pytest.mark.parametrize(("padding", "num_global"), [(False, 0), (True, 3)])
+def test_a_layer_of_the_models_real_width_is_stocks(padding: bool, num_global: int) -> None:
+    """768 wide, 12 heads, window 512, and a length that is no multiple of it; each tensor by its own largest value.
+
+    But for the keys' biases: they shift all scores of a query alike, which a softmax does not see, so their true
+    gradient is 0 and what either side finds is rounding alone. It is held against the gradient of the queries' bias
+    beside it: of the scores' two factors that is the one that does something.
+    """
+    torch.manual_seed(1)
+    config = LongformerConfig(attention_window=[512] * 12, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    stock: Any = LongformerLayer(config, 0)
+    for parameter in stock.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=config.initializer_range)
+    ours = copy.deepcopy(stock)
+    ours.attention.self = WindowedSelfAttention.adopt(ours.attention.self)
+    hidden = torch.randn(2, 700, 768, generator=torch.Generator().manual_seed(7))
+    mask = signs(2, 700, padding=padding, num_global=num_global)
+    theirs, mine = run(stock, hidden, mask, multiple=512), run(ours, hidden, mask)
+    assert set(mine) == set(theirs)
+    assert len(mine) == (24 if num_global else 18), "all there is of a layer"
+    for name, expected in theirs.items():
+        apart, scale = float((mine[name] - expected).abs().max()), float(expected.abs().max())
+        if name.endswith(("key.bias", "key_global.bias")):
+            beside = float(theirs[name.replace("key", "query")].abs().max())
+            assert scale <= 1e-5 * beside, f"{name}: stock's own is rounding too"
+            scale = beside
+        assert apart <= 1e-5 * scale, name
 
 
 @settings(max_examples=40, deadline=None)

@@ -40,6 +40,20 @@ def test_outputs_and_gradients_are_stocks(
     assert layouts == {"explicit": ["BNSD"], "band": ["TND", "BNSD"] if num_global else ["TND"]}[mode]
 
 
+@pytest.mark.parametrize(("length", "mode"), [(512, "explicit"), (1024, "band"), (2048, "band"), (4096, "band")])
+@pytest.mark.parametrize("num_global", [0, 3])
+def test_parity_at_the_models_window_and_lengths(emulator: Any, length: int, mode: str, num_global: int) -> None:
+    """With padding; heads are few and small, because the emulator looks at every pair of tokens."""
+    stock, ours = modules(16, 2, 512)
+    ours = WindowedSelfAttention.adopt(ours, npu.attend)
+    hidden = torch.randn(1, length, 16, generator=torch.Generator().manual_seed(length))
+    mask = signs(1, length, padding=True, num_global=num_global)
+    ours.ends = attention._ends((mask >= 0).long())
+    assert worst(run(ours, hidden, mask), run(stock, hidden, mask), floor_share=1e-2) <= 1e-5
+    layouts = [call["input_layout"] for call in emulator.calls]
+    assert layouts == {"explicit": ["BNSD"], "band": ["TND", "BNSD"] if num_global else ["TND"]}[mode]
+
+
 def test_packed_documents_do_not_see_each_other() -> None:
     _, banded = modules(16, 2, 16)
     ours = WindowedSelfAttention.adopt(copy.deepcopy(banded), npu.attend)
