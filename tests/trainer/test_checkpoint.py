@@ -1,6 +1,9 @@
 """Which checkpoints stay, and that what was written is read back, or refused."""
 
 import json
+import os
+import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from tests.trainer.conftest import Ranks
+from tests.trainer.conftest import WITH_DROPOUT, Ranks
 from trainer import checkpoint
 from trainer.checkpoint import Keep, Published
 from trainer.config import CheckpointRef
@@ -145,13 +149,15 @@ def published(tmp_path: Path) -> Published:
     return checkpoint.write(tmp_path, 3, *trained(3), {"number": 0.1, "nothing": None})
 
 
-def reference(published: Published) -> CheckpointRef:
-    return CheckpointRef(dir=str(published.dir), manifest_sha256=published.manifest_sha256)
+def reference(published: Published, *, by_hand: bool = False) -> CheckpointRef:
+    """By hand it has no hash."""
+    return CheckpointRef(dir=str(published.dir), manifest_sha256=None if by_hand else published.manifest_sha256)
 
 
-def test_what_was_written_is_read_back(published: Published) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_what_was_written_is_read_back(published: Published, by_hand: bool) -> None:
     module, optimizer = trained(0)
-    assert checkpoint.read(reference(published), module, optimizer) == {"number": 0.1, "nothing": None}
+    assert checkpoint.read(reference(published, by_hand=by_hand), module, optimizer) == {"number": 0.1, "nothing": None}
     expected, of_expected = trained(3)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), expected.parameters(), strict=True))
     mine, theirs = optimizer.state_dict()["state"], of_expected.state_dict()["state"]
@@ -161,14 +167,49 @@ def test_what_was_written_is_read_back(published: Published) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("harm", ["missing", "shorter", "changed"])
-def test_a_harmed_checkpoint_is_refused(published: Published, name: str, harm: str) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_harmed_checkpoint_is_refused(published: Published, name: str, harm: str, by_hand: bool) -> None:
     path = published.dir / name
     content = path.read_bytes()
     path.unlink()
     if harm != "missing":
         path.write_bytes(content[:-1] if harm == "shorter" else content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     with pytest.raises(BrokenCheckpoint, match=r"manifest|missing, or not the file"):
+        checkpoint.read(reference(published, by_hand=by_hand), *trained(0))
+
+
+def test_a_manifest_that_was_replaced_is_trusted_by_hand_alone(published: Published, tmp_path: Path) -> None:
+    other = checkpoint.write(tmp_path / "other", 3, *trained(2), {"number": 0.2})
+    for path in other.dir.iterdir():
+        path.replace(published.dir / path.name)
+    assert checkpoint.read(reference(published, by_hand=True), *trained(0)) == {"number": 0.2}
+    with pytest.raises(BrokenCheckpoint, match=r"resume_from_checkpoint.manifest_sha256: .*; give another checkpoint"):
         checkpoint.read(reference(published), *trained(0))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "says"),
+    [
+        ("[]", "is not a checkpoint's manifest"),
+        ('{"format": 1}', "is not a checkpoint's manifest"),
+        ('{"format": 1, "files": 3}', "is not a checkpoint's manifest"),
+        ('{"format": 2, "files": {}}', "has format 2, this trainer reads 1"),
+        ('{"format": 1, "files": {}}', "names [], a checkpoint has ['model.safetensors', "),
+        ('{"format": 1, "files": {"../notes": {}}}', "names ['../notes'], a checkpoint has"),
+    ],
+)
+def test_by_hand_a_manifest_may_be_anything(published: Published, manifest: str, says: str) -> None:
+    (published.dir / "manifest.json").write_text(manifest)
+    with pytest.raises(BrokenCheckpoint, match=re.escape(says)):
+        checkpoint.read(reference(published, by_hand=True), *trained(0))
+
+
+def test_what_is_no_checkpoint_is_told_by_field_and_remedy(tmp_path: Path) -> None:
+    says = f"resume_from_checkpoint.dir: {tmp_path} has no manifest.json .*; give a directory checkpoints/step-<n>"
+    with pytest.raises(BrokenCheckpoint, match=says):
+        checkpoint.read(CheckpointRef(dir=str(tmp_path)), *trained(0))
+    with pytest.raises(ValidationError, match=r"manifest_sha256 is not 64 digits of 0-9a-f; .* or leave it out"):
+        CheckpointRef(dir=str(tmp_path), manifest_sha256="step-3")
 
 
 def test_another_models_checkpoint_is_refused(published: Published) -> None:
@@ -223,3 +264,43 @@ def test_the_one_resumed_from_stays(forked: Forked, spec: Spec, tmp_path: Path) 
     run = forked(Ranks(run.directory, again | {"resume_from_checkpoint": run.newest_checkpoint()}, 1, start=False))
     assert json.loads((run.directory / "config.json").read_text())["resume_from_checkpoint"]["dir"].endswith("step-3")
     assert steps(run.directory / "checkpoints") == [3, 6]
+
+
+def die_in_the_second_save(directory: Path) -> None:
+    """Called in a rank before it begins: it dies by SIGKILL in place of the n-th sync of that save."""
+    left, real = int((directory / "die_at").read_text()), os.fsync
+    has_begun = False
+
+    def fsync(descriptor: int) -> None:
+        nonlocal left, has_begun
+        has_begun = has_begun or "/step-4.tmp" in os.readlink(f"/proc/self/fd/{descriptor}")
+        left -= has_begun
+        if has_begun and left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(descriptor)
+
+    os.fsync = fsync
+
+
+# Four files, their directory, and, once it has its name, the directory of that.
+@pytest.mark.parametrize(("sync", "goes_on_at"), [(1, 2), (4, 2), (5, 2), (6, 4)])
+def test_a_run_killed_in_a_save_resumes_bitwise(
+    forked: Forked, spec: Spec, tmp_path: Path, sync: int, goes_on_at: int
+) -> None:
+    """One rank, by hand: in the same directory, from the newest checkpoint that stands there."""
+    config = spec(from_scratch=WITH_DROPOUT, max_steps=5, save_steps=2, do_eval=False)
+    whole = forked(Ranks(tmp_path / "whole", config, 1, start=False))
+    run = Ranks(tmp_path / "run", config, 1, start=False)
+    (run.directory / "die_at").write_text(str(sync))
+    hook = f"{__name__}:{die_in_the_second_save.__name__}"
+    forked(run, hook, code=-signal.SIGKILL)
+    parent = run.directory / "checkpoints"
+    assert (parent / "step-4.tmp").exists() == (goes_on_at == 2)
+    newest = max(parent.glob("step-[0-9]"), key=lambda path: path.name)
+    assert newest.name == f"step-{goes_on_at}"
+    losses = run.series("loss")
+    resumed = forked(Ranks(run.directory, config | {"resume_from_checkpoint": {"dir": str(newest)}}, 1, start=False))
+    assert f"resumed at step {goes_on_at}" in resumed.log()
+    assert resumed.weights() == whole.weights()
+    assert whole.series("loss") == losses | resumed.series("loss")
+    assert not list(parent.glob("*.tmp"))

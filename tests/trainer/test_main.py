@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,31 @@ from tests.trainer.conftest import LIMIT_S, ROOT, SHAPE, WITH_DROPOUT, Inputs, R
 
 Launch = Callable[..., Ranks]
 Spec = Callable[..., dict[str, Any]]
+Torchrun = Callable[[dict[str, Any]], "subprocess.Popen[bytes]"]
 # Real processes on a machine that may be busy with other things.
 pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
+    """Starts two ranks with a config by hand; whatever still runs at the end is killed."""
+    started: list[subprocess.Popen[bytes]] = []
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
+
+    def start(config: dict[str, Any]) -> "subprocess.Popen[bytes]":
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with (tmp_path / "r0.log").open("wb") as log:
+            run = [*command, "--config", str(tmp_path / "config.json")]
+            started.append(subprocess.Popen(run, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+                one.kill()
+        process.wait()
 
 
 def test_a_run_leaves_what_the_contract_says(launch: Launch, spec: Spec, inputs: Inputs) -> None:
@@ -260,13 +283,26 @@ def test_a_changed_checkpoint_is_not_opened(launch: Launch, spec: Spec) -> None:
     assert "model.safetensors is missing, or not the file" in second.error()["message"]
 
 
-def test_torchrun_runs_the_same_trainer(spec: Spec, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(spec(max_steps=3)))
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "trainer"]
-    command += ["--config", str(tmp_path / "config.json")]
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=LIMIT_S, check=False)
-    assert ended.returncode == 0, ended.stderr.decode()
-    results = json.loads((tmp_path / "output" / "results.json").read_text())
-    assert results["world_size"] == 2
-    assert results["steps"] == 3
+def test_torchrun_runs_the_same_trainer_and_everybody_stops(spec: Spec, tmp_path: Path, torchrun: Torchrun) -> None:
+    """A SIGTERM to every process, as a batch system sends it; then by hand from what was saved to the end."""
+    config = spec(max_steps=10_000, dataloader_num_workers=1, do_eval=False)
+    begun = torchrun(config)
+    ranks = Ranks(tmp_path, config, 2, start=False)
+    ranks.processes = [begun]
+    ranks.until(lambda: min(ranks.progress(rank)["step"] for rank in range(2)) >= 2)
+    everybody = [psutil.Process(begun.pid), *psutil.Process(begun.pid).children(recursive=True)]
+    assert len(everybody) >= 5, "torchrun, two ranks, a loader worker each"
+    for process in everybody:
+        process.send_signal(signal.SIGTERM)
+    begun.wait(timeout=LIMIT_S)
+    psutil.wait_procs(everybody, timeout=60)
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in everybody)
+    steps = {ranks.progress(rank)["step"] for rank in range(2)}
+    (saved,) = ranks.lines("checkpoint")
+    assert steps == {saved["step"]}
+    assert not list(tmp_path.glob("*.error.json"))
+
+    ended = torchrun(config | {"max_steps": saved["step"] + 2, "resume_from_checkpoint": {"dir": saved["dir"]}})
+    assert ended.wait(timeout=LIMIT_S) == 0, ranks.log()
+    results = ranks.results()
+    assert (results["world_size"], results["steps"]) == (2, saved["step"] + 2)

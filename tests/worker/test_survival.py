@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import signal
 import subprocess
@@ -258,6 +260,10 @@ def test_a_drain_checkpoints_and_the_next_start_resumes(plane: Plane) -> None:
     plane.start()
     plane.eventually(lambda: plane.job(job_id).num_attempts == 2)
     plane.until_log(job_id, b"step-4")
+    resumed = json.loads((plane.run_dir(job_id, 2) / "config.json").read_bytes())["resume_from_checkpoint"]
+    manifest = (plane.run_dir(job_id, 1) / "checkpoints" / "step-4" / "manifest.json").read_bytes()
+    # Without the hash the trainer would trust whatever manifest it finds.
+    assert resumed["manifest_sha256"] == hashlib.sha256(manifest).hexdigest()
     plane.cancel(job_id)
     assert plane.until_ended(job_id).status is JobStatus.CANCELLED
 
