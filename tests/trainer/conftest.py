@@ -195,3 +195,13 @@ def forked() -> Iterator[Callable[..., Ranks]]:
 
         yield run
         orders.close()
+
+
+@pytest.fixture
+def train(forked: Callable[..., Ranks], tmp_path: Path) -> Callable[..., Ranks]:
+    """`launch` for runs that nothing happens to: forked, and at their end when it answers. `code` is how they end."""
+
+    def run(name: str, config: dict[str, Any], world_size: int = 1, *, code: int = 0) -> Ranks:
+        return forked(Ranks(tmp_path / name, config, world_size, start=False), code=code)
+
+    return run

@@ -1,4 +1,7 @@
-"""One rank's entry, seen from outside: files, exit codes, ranks, signals. Real processes throughout."""
+"""One rank's entry, seen from outside: files, exit codes, ranks, signals.
+
+Real processes throughout: `launch` where their start or what happens to them is what the test is about, `train` else.
+"""
 
 import hashlib
 import json
@@ -17,6 +20,7 @@ import pytest
 from tests.trainer.conftest import LIMIT_S, ROOT, SHAPE, WITH_DROPOUT, Inputs, Ranks
 
 Launch = Callable[..., Ranks]
+Train = Callable[..., Ranks]
 Spec = Callable[..., dict[str, Any]]
 Torchrun = Callable[[dict[str, Any]], "subprocess.Popen[bytes]"]
 # Real processes on a machine that may be busy with other things.
@@ -88,12 +92,10 @@ def test_a_run_leaves_what_the_contract_says(launch: Launch, spec: Spec, inputs:
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_the_loss_does_not_depend_on_how_the_batch_is_split(launch: Launch, spec: Spec) -> None:
-    one = launch("one", spec(per_device_train_batch_size=8)).succeed()
-    two = launch("two", spec(per_device_train_batch_size=4), world_size=2).succeed()
-    accumulated = launch(
-        "accumulated", spec(per_device_train_batch_size=2, gradient_accumulation_steps=2), world_size=2
-    ).succeed()
+def test_the_loss_does_not_depend_on_how_the_batch_is_split(train: Train, spec: Spec) -> None:
+    one = train("one", spec(per_device_train_batch_size=8))
+    two = train("two", spec(per_device_train_batch_size=4), world_size=2)
+    accumulated = train("accumulated", spec(per_device_train_batch_size=2, gradient_accumulation_steps=2), world_size=2)
     for name in ("loss", "grad_norm", "eval_loss", "masked_rate"):
         for other in (two, accumulated):
             assert other.series(name) == pytest.approx(one.series(name), rel=1e-5), name
@@ -102,11 +104,11 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_split(launch: Launch, spec
     assert two.progress(1)["step"] == 6
 
 
-def test_a_killed_run_resumes_bitwise(launch: Launch, spec: Spec) -> None:
+def test_a_killed_run_resumes_bitwise(launch: Launch, train: Train, spec: Spec) -> None:
     config = spec(
         from_scratch=WITH_DROPOUT, max_steps=9, save_steps=4, dataloader_num_workers=1, gradient_accumulation_steps=2
     )
-    whole = launch("whole", config, world_size=2).succeed()
+    whole = train("whole", config, world_size=2)
     killed = launch("killed", config, world_size=2)
     killed.until(lambda: bool(killed.lines("checkpoint")))
     killed.signal(signal.SIGKILL)
@@ -114,7 +116,7 @@ def test_a_killed_run_resumes_bitwise(launch: Launch, spec: Spec) -> None:
 
     reference = killed.newest_checkpoint()
     assert Path(reference["dir"]).name == "step-4"
-    resumed = launch("resumed", config | {"resume_from_checkpoint": reference}, world_size=2).succeed()
+    resumed = train("resumed", config | {"resume_from_checkpoint": reference}, world_size=2)
     losses = whole.series("loss")
     assert resumed.series("loss") == {step: losses[step] for step in range(5, 10)}
     assert resumed.weights() == whole.weights()
@@ -122,27 +124,27 @@ def test_a_killed_run_resumes_bitwise(launch: Launch, spec: Spec) -> None:
         assert resumed.results()[name] == whole.results()[name]
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(launch: Launch, spec: Spec) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(train: Train, spec: Spec) -> None:
     config = spec(max_steps=8, save_steps=2, eval_steps=2)
-    two = launch("two", config, world_size=2).succeed()
+    two = train("two", config, world_size=2)
     saved = two.lines("checkpoint")
     assert [line["step"] for line in saved] == [2, 4, 6, 8]
     assert [Path(line["dir"]).exists() for line in saved] == [False, False, True, True]
 
     reference = {"dir": saved[2]["dir"], "manifest_sha256": saved[2]["manifest_sha256"]}
-    one = launch("one", config | {"resume_from_checkpoint": reference}).succeed()
+    one = train("one", config | {"resume_from_checkpoint": reference})
     assert "2 batches a step keep its 8 rows" in one.log()
     losses = two.series("loss")
     assert one.series("loss") == pytest.approx({step: losses[step] for step in (7, 8)}, rel=1e-5)
 
-    refused = launch("refused", config | {"resume_from_checkpoint": reference, "per_device_train_batch_size": 3})
-    assert refused.wait() == [2]
+    odd = config | {"resume_from_checkpoint": reference, "per_device_train_batch_size": 3}
+    refused = train("refused", odd, code=2)
     assert "cannot take in batches of 3" in refused.error()["message"]
 
 
-def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, spec: Spec) -> None:
+def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, train: Train, spec: Spec) -> None:
     config = spec(from_scratch=WITH_DROPOUT, max_steps=60, logging_steps=7, save_steps=1000)
-    whole = launch("whole", config).succeed()
+    whole = train("whole", config)
     stopped = launch("stopped", config, world_size=1)
     stopped.until(lambda: stopped.progress()["step"] >= 2)
     stopped.signal(signal.SIGTERM)
@@ -151,7 +153,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, spec: Sp
     assert published["step"] == stopped.progress()["step"] < 60
     assert not (stopped.directory / "r0.error.json").exists()
 
-    resumed = launch("resumed", config | {"resume_from_checkpoint": stopped.newest_checkpoint()}).succeed()
+    resumed = train("resumed", config | {"resume_from_checkpoint": stopped.newest_checkpoint()})
     assert resumed.weights() == whole.weights()
     assert resumed.results()["train_loss"] == whole.results()["train_loss"]
     after = {step: loss for step, loss in whole.series("loss").items() if step > published["step"]}
@@ -176,14 +178,14 @@ def test_a_signal_to_everybody_leaves_the_loader_workers_at_work(
     assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in everybody)
 
 
-def test_what_a_resumed_run_changes_is_told(launch: Launch, spec: Spec) -> None:
+def test_what_a_resumed_run_changes_is_told(train: Train, spec: Spec) -> None:
     config = spec(max_steps=4, save_steps=2, do_eval=False)
-    first = launch("first", config).succeed()
+    first = train("first", config)
     line = first.lines("checkpoint")[0]
     reference = {"dir": line["dir"], "manifest_sha256": line["manifest_sha256"]}
     other = config | {"resume_from_checkpoint": reference, "seed": 7, "masking": "whole_word"}
-    assert "other than in the checkpoint: masking, seed." in launch("other", other).succeed().log()
-    same = launch("same", config | {"resume_from_checkpoint": reference}).succeed()
+    assert "other than in the checkpoint: masking, seed." in train("other", other).log()
+    same = train("same", config | {"resume_from_checkpoint": reference})
     assert "other than in the checkpoint" not in same.log()
     assert same.weights() == first.weights()
 
@@ -238,11 +240,10 @@ def test_sigterm_reaches_a_rank_that_waits_for_its_peers(launch: Launch, spec: S
     assert ranks.wait() == [3]
 
 
-def test_a_diverging_loss_ends_with_its_own_code(launch: Launch, spec: Spec) -> None:
+def test_a_diverging_loss_ends_with_its_own_code(train: Train, spec: Spec) -> None:
     config = spec(from_scratch=SHAPE | {"initializer_range": 1.0}, learning_rate=10, max_grad_norm=0, weight_decay=10)
     config |= {"optim": "adamw_torch", "adam_epsilon": 1e-30, "max_steps": 2000, "do_eval": False, "warmup_steps": 0}
-    ranks = launch("run", config)
-    assert ranks.wait() == [4], ranks.log()
+    ranks = train("run", config, code=4)
     error = ranks.error()
     assert error["kind"] == "diverged"
     assert "lower learning_rate" in error["message"]
@@ -258,11 +259,10 @@ def test_a_diverging_loss_ends_with_its_own_code(launch: Launch, spec: Spec) -> 
         (b"good\nbad \xff\xfe\n", "train.txt:2: not UTF-8 at byte 4"),
     ],
 )
-def test_bad_text_ends_with_its_place(launch: Launch, spec: Spec, tmp_path: Path, content: bytes, says: str) -> None:
+def test_bad_text_ends_with_its_place(train: Train, spec: Spec, tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "train.txt"
     path.write_bytes(content)
-    ranks = launch("run", spec(train_file=str(path), line_by_line=True))
-    assert ranks.wait() == [2]
+    ranks = train("run", spec(train_file=str(path), line_by_line=True), code=2)
     assert says in ranks.error()["message"]
     assert says in ranks.log()
 
@@ -273,13 +273,12 @@ def test_a_bad_config_ends_before_torch_is_loaded(launch: Launch, spec: Spec) ->
     assert "64 or less" in ranks.error()["message"]
 
 
-def test_a_changed_checkpoint_is_not_opened(launch: Launch, spec: Spec) -> None:
-    first = launch("first", spec(max_steps=2)).succeed()
+def test_a_changed_checkpoint_is_not_opened(train: Train, spec: Spec) -> None:
+    first = train("first", spec(max_steps=2))
     reference = first.newest_checkpoint()
     weights = Path(reference["dir"]) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    second = launch("second", spec(max_steps=2, resume_from_checkpoint=reference))
-    assert second.wait() == [6]
+    second = train("second", spec(max_steps=2, resume_from_checkpoint=reference), code=6)
     assert "model.safetensors is missing, or not the file" in second.error()["message"]
 
 
