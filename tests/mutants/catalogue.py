@@ -110,6 +110,7 @@ MUTANTS: Final = (
         "store/hosts.py",
         "one.state in IN_SERVICE and one.cordoned_at is None and",
         "one.state in IN_SERVICE and",
+        test="tests/store/test_hosts.py",
     ),
     one(
         "unseen-given",
@@ -269,6 +270,7 @@ MUTANTS: Final = (
         "store/jobs.py",
         "Intent.RUN, now(), 0, 0.0, 0.0",
         "Intent.RUN, now(), 0, 0.0, job.ran_s",
+        test="tests/store/test_jobs.py",
     ),
     one("rev-stands-still", "readers' cursors miss a change", "store/jobs.py", "    job.rev += 1", "    job.rev += 0"),
     one(
@@ -377,5 +379,37 @@ MUTANTS: Final = (
         "        except BaseException:\n            self._offsets = None\n",
         "        except BaseException:\n",
         LEDGER,
+    ),
+    one(
+        "stale-lease-starts-ranks",
+        "who stood still past its lease starts its ranks all the same",
+        "worker/launch.py",
+        "            self._be_sure_of_lease(ledger)\n",
+        "",
+        test="tests/worker/test_launch.py",
+    ),
+    one(
+        "half-started-left",
+        "ranks that were started before one that could not be are left running",
+        "worker/ranks.py",
+        "        end_all(started, within_s=HALF_STARTED_S)\n",
+        "",
+        test="tests/worker/test_launch.py",
+    ),
+    one(
+        "told-before-the-commit",
+        "what is told once is lost with a commit that fails",
+        "worker/ledger.py",
+        "        self._telling.add(key)\n",
+        "        self._told.add(key)\n",
+        test="tests/worker/test_ledger.py",
+    ),
+    one(
+        "names-of-this-writer-alone",
+        "each writer of a job's metrics may bring as many names as all together",
+        "worker/ledger.py",
+        "set(metrics.names(session, job.id, limit=MAX_NAMES)) if",
+        "set[str]() if",
+        test="tests/worker/test_ledger.py",
     ),
 )

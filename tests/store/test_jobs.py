@@ -13,7 +13,7 @@ from store.db import Database
 from store.errors import IdempotencyConflict, IllegalTransition, NotFound, PlacementConflict
 from store.jobs import NewJob
 from store.models import Attempt, Job
-from store.states import Intent, JobStatus
+from store.states import ExitReason, Intent, JobStatus
 
 Submit = Callable[[], str]
 
@@ -125,6 +125,19 @@ def test_cancel_of_a_running_job_is_an_intent_that_preempt_does_not_undo(databas
     with database.read() as session:
         job = jobs.get(session, running.job_id)
     assert (job.status, job.intent) == (JobStatus.RUNNING, Intent.CANCEL)
+
+
+def test_a_retry_begins_at_nothing(database: Database, running: Attempt) -> None:
+    """Its strikes, its wait and the time that counts towards its limit."""
+    with database.write() as session:
+        attempts.renew(session, running.id, job_id=running.job_id, ran_s=99.0)
+        attempts.close(
+            session, running.id, job_id=running.job_id, reason=ExitReason.TIME_LIMIT, message="", devices_clean=True
+        )
+    with database.write() as session:
+        assert jobs.get(session, running.job_id).ran_s == 99.0
+        job = jobs.retry(session, running.job_id)
+    assert (job.status, job.ran_s, job.strikes, job.retry_delay_s) == (JobStatus.QUEUED, 0.0, 0, 0.0)
 
 
 def test_an_illegal_move_writes_nothing(database: Database, submit: Submit) -> None:
