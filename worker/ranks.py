@@ -134,10 +134,10 @@ def start(
         allow_network=allow_network,
         simulated_host=simulated_host,
     )
-    if device_type == "npu":
-        (run_dir / plog.DIR).mkdir(mode=0o700, exist_ok=True)
     started = Ranks([], cgroup=cgroup, oom=OomWatch(cgroup))
     try:
+        if device_type == "npu":
+            (run_dir / plog.DIR).mkdir(mode=0o700, exist_ok=True)
         for number in range(len(devices)):
             variables = shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
             pid = _spawn(argv, variables, run_dir / f"r{number}.log", cgroup)
