@@ -21,6 +21,10 @@ from tests import postgres
 
 DEADLINE_S = 30.0
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run in as many processes as there are cores: torch's threads in each of them would only wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture
 def eventually() -> Callable[..., object]:
