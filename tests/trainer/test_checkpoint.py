@@ -283,7 +283,7 @@ def die_in_the_second_save(directory: Path) -> None:
 
 
 # Four files, their directory, and, once it has its name, the directory of that.
-@pytest.mark.parametrize(("sync", "goes_on_at"), [(1, 2), (4, 2), (5, 2), (6, 4)])
+@pytest.mark.parametrize(("sync", "goes_on_at"), [(1, 2), (2, 2), (3, 2), (4, 2), (5, 2), (6, 4)])
 def test_a_run_killed_in_a_save_resumes_bitwise(
     forked: Forked, spec: Spec, tmp_path: Path, sync: int, goes_on_at: int
 ) -> None:

@@ -142,36 +142,35 @@ def test_a_run_goes_on_with_another_number_of_ranks(train: Train, spec: Spec) ->
     assert "cannot take in batches of 3" in refused.error()["message"]
 
 
-def test_sigterm_saves_and_the_next_run_goes_on_bitwise(launch: Launch, train: Train, spec: Spec) -> None:
+def test_one_asked_rank_saves_for_all_and_the_next_run_goes_on_bitwise(
+    launch: Launch, train: Train, spec: Spec
+) -> None:
     config = spec(from_scratch=WITH_DROPOUT, max_steps=60, logging_steps=7, save_steps=1000)
-    whole = train("whole", config)
-    stopped = launch("stopped", config, world_size=1)
-    stopped.until(lambda: stopped.progress()["step"] >= 2)
-    stopped.signal(signal.SIGTERM)
-    assert stopped.wait() == [3]
+    whole = train("whole", config, world_size=2)
+    stopped = launch("stopped", config, world_size=2)
+    stopped.until(lambda: stopped.progress(1)["step"] >= 2)
+    stopped.processes[1].send_signal(signal.SIGTERM)
+    assert stopped.wait() == [3, 3]
     (published,) = stopped.lines("checkpoint")
-    assert published["step"] == stopped.progress()["step"] < 60
-    assert not (stopped.directory / "r0.error.json").exists()
+    assert published["step"] == stopped.progress(0)["step"] == stopped.progress(1)["step"] < 60
+    assert not list(stopped.directory.glob("*.error.json"))
 
-    resumed = train("resumed", config | {"resume_from_checkpoint": stopped.newest_checkpoint()})
+    resumed = train("resumed", config | {"resume_from_checkpoint": stopped.newest_checkpoint()}, world_size=2)
     assert resumed.weights() == whole.weights()
     assert resumed.results()["train_loss"] == whole.results()["train_loss"]
     after = {step: loss for step, loss in whole.series("loss").items() if step > published["step"]}
     assert resumed.series("loss") == after
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_everybody_leaves_the_loader_workers_at_work(
-    launch: Launch, spec: Spec, number: signal.Signals
-) -> None:
-    """As torchrun sends it to a process group, and a terminal ^C."""
+def test_a_terminals_interrupt_leaves_the_loader_workers_at_work(launch: Launch, spec: Spec) -> None:
+    """^C is a SIGINT to everybody, as torchrun's is a SIGTERM."""
     ranks = launch("run", spec(max_steps=10_000, dataloader_num_workers=2, do_eval=False), world_size=2)
     ranks.until(lambda: ranks.progress()["step"] >= 2)
     everybody = [one for p in ranks.processes for one in psutil.Process(p.pid).children(recursive=True)]
     assert len(everybody) >= 4
     for worker in everybody:
-        worker.send_signal(number)
-    ranks.signal(number)
+        worker.send_signal(signal.SIGINT)
+    ranks.signal(signal.SIGINT)
     assert ranks.wait() == [3, 3], ranks.log()
     assert ranks.lines("checkpoint")[-1]["step"] == ranks.progress(0)["step"]
     psutil.wait_procs(everybody, timeout=60)
@@ -206,14 +205,6 @@ def test_another_models_config_is_refused_before_anything_is_loaded(launch: Laun
     ranks = launch("run", spec(from_scratch=None, config_name=str(tmp_path / "bert")))
     assert ranks.wait() == [2]
     assert "config_name: config.json says another model_type than longformer" in ranks.error()["message"]
-
-
-def test_one_asked_rank_stops_all_at_the_same_step(launch: Launch, spec: Spec) -> None:
-    ranks = launch("run", spec(max_steps=10_000), world_size=2)
-    ranks.until(lambda: ranks.progress(1)["step"] >= 2)
-    ranks.processes[1].send_signal(signal.SIGTERM)
-    assert ranks.wait() == [3, 3]
-    assert ranks.progress(0)["step"] == ranks.progress(1)["step"] == ranks.lines("checkpoint")[-1]["step"]
 
 
 def test_sigterm_during_start_up_leaves_at_once(launch: Launch, spec: Spec) -> None:
@@ -299,6 +290,7 @@ def test_torchrun_runs_the_same_trainer_and_everybody_stops(spec: Spec, tmp_path
     steps = {ranks.progress(rank)["step"] for rank in range(2)}
     (saved,) = ranks.lines("checkpoint")
     assert steps == {saved["step"]}
+    assert ranks.log().count("Stopped: stopped at step") == 2
     assert not list(tmp_path.glob("*.error.json"))
 
     ended = torchrun(config | {"max_steps": saved["step"] + 2, "resume_from_checkpoint": {"dir": saved["dir"]}})

@@ -33,7 +33,7 @@ def test_the_parts_add_up_to_the_time_since_the_process_began() -> None:
     assert float(inside) - 0.02 <= sum(parts.values()) <= whole + 0.02
 
 
-def test_a_run_tells_once_where_its_start_went(launch: Launch, spec: Spec) -> None:
+def test_a_run_tells_once_where_its_start_went(launch: Launch, train: Launch, spec: Spec) -> None:
     ranks = launch("run", spec(max_steps=3, save_steps=2), world_size=2).succeed()
     (line,) = ranks.lines("startup")
     assert list(line["parts"]) == ["process", "imports", "join", "data", "model", "evaluate", "first_step"]
@@ -41,8 +41,8 @@ def test_a_run_tells_once_where_its_start_went(launch: Launch, spec: Spec) -> No
     assert line["step"] == 1
     assert "first step after" in ranks.log()
 
-    resumed = launch("resumed", spec(max_steps=3, do_eval=False, resume_from_checkpoint=_at_step_2(ranks)))
-    (line,) = resumed.succeed().lines("startup")
+    resumed = train("resumed", spec(max_steps=3, do_eval=False, resume_from_checkpoint=_at_step_2(ranks)))
+    (line,) = resumed.lines("startup")
     assert (line["step"], "evaluate" in line["parts"]) == (3, False)
 
 
