@@ -57,9 +57,14 @@ def digest(spec: schemas.JobSpec) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def check(spec: NewJob, train: TrainConfig, *, known_hosts: Sequence[HostView], settings: Settings) -> None:
+def check(spec: NewJob, train: TrainConfig, *, owner: str, known_hosts: Sequence[HostView], settings: Settings) -> None:
     """Raises Problem with every field that says what cannot be."""
-    found = [*_check_devices(spec, known_hosts), *_check_precision(spec, train), *_check_inputs(train, settings)]
+    found = [
+        *_check_devices(spec, known_hosts),
+        *_check_quota(spec, owner, settings),
+        *_check_precision(spec, train),
+        *_check_inputs(train, settings),
+    ]
     if found:
         raise errors.blame("invalid_spec", found)
 
@@ -108,6 +113,16 @@ def _check_devices(spec: NewJob, known_hosts: Sequence[HostView]) -> list[schema
     kind = "" if spec.device_type == ANY else f" with {spec.device_type}"
     message = f"{spec.num_devices} is more than any host has; the largest{kind}, {largest.host.name}, has {size}"
     return [_error("num_devices", "too_large", message, fix=f"lower it to {size}, or register a larger host")]
+
+
+def _check_quota(spec: NewJob, owner: str, settings: Settings) -> list[schemas.FieldError]:
+    """Only what can never be; what their other jobs hold meanwhile is worth waiting for."""
+    limit = usage.quota_of(owner, settings.quotas)
+    if limit is None or spec.num_devices <= limit:
+        return []
+    message = f"{spec.num_devices} is more than {owner} may hold at once, which is {limit}"
+    ask = "have the operator raise LONGYARD_QUOTAS"
+    return [_error("num_devices", "over_quota", message, fix=f"lower it to {limit}, or {ask}" if limit else ask)]
 
 
 def _check_precision(spec: NewJob, train: TrainConfig) -> list[schemas.FieldError]:

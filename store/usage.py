@@ -42,11 +42,16 @@ class Usage:
         return {
             owner: Share(
                 weight=weights.get(owner, weights.get(ALL_OWNERS, 1.0)),
-                max_devices=quotas.get(owner, quotas.get(ALL_OWNERS)),
+                max_devices=quota_of(owner, quotas),
                 used_device_s=self.used_device_s.get(owner, 0.0),
             )
             for owner in owners
         }
+
+
+def quota_of(owner: str, quotas: Mapping[str, int]) -> int | None:
+    """How many devices they may hold at once; None: as many as there are."""
+    return quotas.get(owner, quotas.get(ALL_OWNERS))
 
 
 def recent(session: Session) -> Usage:

@@ -103,7 +103,7 @@ async def submit_job(
         earlier = await run_in_threadpool(_earlier, plane, caller, idempotency_key, digest)
         if earlier is not None:
             return _json(earlier, status=200, replay=True)
-    new, _, known_hosts = await run_in_threadpool(_checked, spec, plane)
+    new, _, known_hosts = await run_in_threadpool(_checked, spec, plane, caller)
     row, replayed = await plane.writer.submit(Submission(new, caller.owner, idempotency_key, digest))
     if replayed:
         return _json(await run_in_threadpool(_shown, plane, row), status=200, replay=True)
@@ -217,22 +217,22 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
 
 
 def _rehearse(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> schemas.DryRun:
-    new, train, known_hosts = _checked(spec, plane)
+    new, train, known_hosts = _checked(spec, plane, caller)
     with plane.database.read() as session:
         found = specs.verdict(session, new, owner=caller.owner, settings=plane.settings)
     device_type = specs.device_type_at(new, found, known_hosts)
     return views.dry_run(new, found, estimates.of(train, num_devices=new.num_devices, device_type=device_type))
 
 
-def _checked(spec: schemas.JobSpec, plane: Plane) -> tuple[NewJob, TrainConfig, Sequence[HostView]]:
+def _checked(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> tuple[NewJob, TrainConfig, Sequence[HostView]]:
     """The whole spec, and the hosts it was held against: those of a moment ago may accept it, only those of now refuse it."""
     new, train = specs.resolve(spec)
     known_hosts = plane.known_hosts.recently()
     try:
-        specs.check(new, train, known_hosts=known_hosts, settings=plane.settings)
+        specs.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
     except Problem:
         known_hosts = plane.known_hosts.now()
-        specs.check(new, train, known_hosts=known_hosts, settings=plane.settings)
+        specs.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
     return new, train, known_hosts
 
 

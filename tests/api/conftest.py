@@ -60,11 +60,13 @@ def serving(settings: Settings) -> Generator[Running]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     # The routes are made at the first request, in a way that two servers in one process must not do at the same time.
-    httpx.get(url_of("127.0.0.1", listener) + "/healthz", timeout=20)
-    yield Running(url_of("127.0.0.1", listener), app.state.plane, stop=lambda: server.handle_exit(15, None))
-    if not server.should_exit:
-        server.handle_exit(15, None)
-    thread.join(timeout=10)
+    try:
+        httpx.get(url_of("127.0.0.1", listener) + "/healthz", timeout=20)
+        yield Running(url_of("127.0.0.1", listener), app.state.plane, stop=lambda: server.handle_exit(15, None))
+    finally:
+        if not server.should_exit:
+            server.handle_exit(15, None)
+        thread.join(timeout=10)
     assert not thread.is_alive(), "the server does not stop"
 
 

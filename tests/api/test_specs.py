@@ -14,6 +14,8 @@ import pytest
 
 from store import hosts
 from store.db import Database
+from store.settings import Settings
+from tests.api.conftest import serving
 
 Spec = dict[str, Any]
 
@@ -213,6 +215,21 @@ def test_no_host_is_worth_waiting_for_but_one_that_is_too_small_is_not(
     with database.write() as session:
         hosts.lose(session, host)
     assert client.post("/jobs", json=spec | {"num_devices": 4}).status_code == 201, "it may come back"
+
+
+def test_more_than_an_owner_may_ever_hold_is_refused_and_not_queued(
+    settings: Settings, token: str, spec: Spec, host: str
+) -> None:
+    limited = settings.model_copy(update={"quotas": {"admin": 2, "*": 8}})
+    headers = {"Authorization": f"Bearer {token}"}
+    with serving(limited) as server, httpx.Client(base_url=server.url, headers=headers, timeout=20) as client:
+        for _ in range(2):
+            assert client.post("/jobs", json=spec | {"num_devices": 2}).status_code == 201, "it waits for its turn"
+        for query in ("", "?dry_run=true"):
+            (error,) = refusal(client.post(f"/jobs{query}", json=spec | {"num_devices": 3})).values()
+            assert (error["field"], error["code"]) == ("num_devices", "over_quota")
+            assert error["message"] == "3 is more than admin may hold at once, which is 2"
+            assert error["fix"] == "lower it to 2, or have the operator raise LONGYARD_QUOTAS"
 
 
 def test_every_error_is_told_at_once(client: httpx.Client, spec: Spec, host: str) -> None:
