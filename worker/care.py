@@ -138,7 +138,7 @@ class Care:
     def _give_supervisor(self, attempt: Attempt, intent: Intent, *, is_leaving: bool) -> None:
         exit_code = self._ended.get(attempt.id)
         if attempt.status is not AttemptStatus.STARTING or exit_code is not None:
-            self._begin_recovery(attempt, _say_how(exit_code))
+            self._begin_recovery(attempt, _say_how(attempt, exit_code))
         elif is_leaving:
             self._begin_recovery(attempt, "its host shut down before it began")
         elif self._standby.launch(self._request(attempt)):
@@ -183,9 +183,10 @@ def _alone(step: Callable[[], bool]) -> bool:
         return False
 
 
-def _say_how(exit_code: int | None) -> str:
+def _say_how(attempt: Attempt, exit_code: int | None) -> str:
     if exit_code is None:
-        return "its supervisor is gone"
+        is_older = attempt.boot_id is not None and attempt.boot_id != processes.boot_id()
+        return f"host {attempt.host} was restarted" if is_older else "its supervisor is gone"
     if exit_code < 0:
         return f"its supervisor was killed by {processes.signal_name(-exit_code)}"
     return f"its supervisor ended with exit code {exit_code}"

@@ -119,7 +119,7 @@ def test_f22_a_reboot_closes_what_was_open_at_once(plane: Plane, gate: Path) -> 
     injections.reboot(plane, "a", boot_id="another-boot")
     for job_id in jobs:
         closed = programs.until_closed(plane, job_id, stated_s=10)
-        assert (closed["exit_reason"], closed["message"]) == ("infra", "its supervisor is gone")
+        assert (closed["exit_reason"], closed["message"]) == ("infra", "host a was restarted")
     gate.touch()
     for job_id in jobs:
         assert programs.until_ended(plane, job_id)["status"] == "succeeded"
