@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -67,16 +69,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hosts", type=_positive, default=32, help="of eight NPUs each (default %(default)s)")
     parser.add_argument("--jobs", type=_positive, default=4000, help="of a made-up trace (default %(default)s)")
     parser.add_argument(
-        "--load", type=float, default=0.95, help="device time asked for, over what there is (default %(default)s)"
+        "--load", type=_above_zero, default=0.95, help="device time asked for, over what there is (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the made-up trace (default %(default)s)")
+    parser.add_argument("--seed", type=_seed, default=1, help="of the made-up trace (default %(default)s)")
     parser.add_argument(
         "--trace", type=Path, metavar="FILE", help="replay this CSV or JSON lines instead (docs/simulate.md)"
     )
-    parser.add_argument("--write-trace", type=Path, metavar="FILE", help="keep the trace that was replayed")
+    parser.add_argument("--write-trace", type=_output, metavar="FILE", help="keep the trace that was replayed")
     parser.add_argument(
         "--every",
-        type=float,
+        type=_seconds,
         default=30.0,
         metavar="S",
         help="simulated seconds between passes, at least (default %(default)s)",
@@ -89,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         help="replay nothing: time so many passes with all jobs queued in a real database and all devices in use",
     )
     parser.add_argument("--only", choices=["ours", "first-fit"], help="one planner instead of both")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw them")
+    parser.add_argument("--json", type=_output, metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--picture", type=_picture, metavar="FILE.svg", help="draw them")
     return parser
 
 
@@ -98,6 +100,39 @@ def _positive(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("at least 1")
     return number
+
+
+def _seed(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError("at least 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= (number := float(text)) < inf:
+        raise argparse.ArgumentTypeError("seconds, at least 0")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    if not 0 < (number := float(text)) < inf:
+        raise argparse.ArgumentTypeError("more than 0")
+    return number
+
+
+def _output(text: str) -> Path:
+    """Looked at before a replay that takes minutes, not after."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written")
+    return path
+
+
+def _picture(text: str) -> Path:
+    path = _output(text)
+    if path.suffix != ".svg":
+        raise argparse.ArgumentTypeError(f"{path} has to end with .svg")
+    return path
 
 
 def _trace(options: argparse.Namespace) -> list[TraceJob]:

@@ -129,7 +129,9 @@ class _Replay:
             ends = self._ends[0][0] if self._ends else inf
             self._now = min(arrives, ends, plan_at if is_due else inf)
             if self._now == inf:
-                raise Stuck(f"{len(self._queue)} jobs wait for ever, such as {next(iter(self._queue.values())).job}")
+                one = next(iter(self._queue.values())).job
+                such = f"such as {one.id} of {one.owner}, which wants {one.devices} devices"
+                raise Stuck(f"{len(self._queue)} jobs wait for ever, {such}: is the quota lower?")
             while arrived < len(self._trace) and self._trace[arrived].submitted_s <= self._now:
                 job = self._trace[arrived]
                 self._live[job.id] = self._queue[job.id] = _Live(job, min(job.duration_s, job.limit_s or inf))

@@ -14,6 +14,8 @@ import numpy as np
 
 MAX_DEVICES: Final = 8
 DAY_S: Final = 86_400.0
+LATEST_S: Final = 1e10
+"""Three hundred years: up to there a second still counts in a sum of floats."""
 
 
 class BadTrace(ValueError):
@@ -37,7 +39,10 @@ class TraceJob:
 
 def read(path: Path) -> list[TraceJob]:
     """By submission. Raises BadTrace, and OSError."""
-    text = path.read_text("utf-8-sig")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadTrace(f"{path.name}: not UTF-8 at byte {error.start}") from None
     numbered = _json_lines(text) if path.suffix in (".jsonl", ".json") else _csv_rows(text)
     jobs = [_job(row, number, f"{path.name}:{number}") for number, row in numbered]
     if not jobs:
@@ -158,27 +163,36 @@ def _job(row: dict[str, Any], number: int, where: str) -> TraceJob:
             id=str(row.get("id", f"{number:07}")),
             submitted_s=float(row["submitted_s"]),
             owner=str(row["owner"]),
-            devices=int(row["devices"]),
+            devices=_whole(row["devices"]),
             duration_s=float(row["duration_s"]),
             estimate_error=float(row.get("estimate_error", 1.0)),
-            priority=int(row.get("priority", 0)),
+            priority=_whole(row.get("priority", 0)),
             limit_s=float(row["limit_s"]) if "limit_s" in row else None,
         )
     except KeyError as error:
         raise BadTrace(f"{where}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadTrace(f"{where}: {error}") from None
     _check(job, where)
     return job
 
 
+def _whole(value: Any) -> int:
+    """Raises ValueError, also for what int() would round."""
+    if isinstance(value, str):
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)
+
+
 def _check(job: TraceJob, where: str) -> None:
     bounds = {
-        "submitted_s": 0 <= job.submitted_s < np.inf,
+        "submitted_s": 0 <= job.submitted_s < LATEST_S,
         "devices": 1 <= job.devices <= MAX_DEVICES,
-        "duration_s": 0 < job.duration_s < np.inf,
+        "duration_s": 0 < job.duration_s < LATEST_S,
         "estimate_error": 0 < job.estimate_error < np.inf,
-        "limit_s": job.limit_s is None or 0 < job.limit_s < np.inf,
+        "limit_s": job.limit_s is None or 0 < job.limit_s < LATEST_S,
     }
     if wrong := [name for name, holds in bounds.items() if not holds]:
         raise BadTrace(f"{where}: {wrong[0]} is {getattr(job, wrong[0])}")

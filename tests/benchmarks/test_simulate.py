@@ -111,8 +111,51 @@ def test_a_trace_needs_four_columns_and_tells_what_is_wrong_by_its_line(tmp_path
         traces.read(lines)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"devices": 2.7}, "2.7 is no whole number"),
+        ({"devices": True}, "True is no whole number"),
+        ({"priority": float("inf")}, "cannot convert float infinity"),
+        ({"submitted_s": 1e300}, "submitted_s is 1e"),
+        ({"duration_s": 1e300}, "duration_s is 1e"),
+        ({"duration_s": float("nan")}, "duration_s is nan"),
+    ],
+)
+def test_a_number_that_none_of_ours_can_be_is_refused_and_not_rounded(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    """A submission in 1e300 s never ended: a job's length is lost when it is added to that."""
+    file = tmp_path / "real.jsonl"
+    file.write_text(json.dumps({"owner": "ada", "devices": 1, "duration_s": 1, "submitted_s": 0} | change))
+    with pytest.raises(BadTrace, match=f"real.jsonl:1: {words}"):
+        traces.read(file)
+
+
+def test_a_file_that_is_no_text_is_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "real.csv"
+    file.write_bytes(b"\xff\xfe\0")
+    assert simulate.main(["--trace", str(file)]) == 2
+    assert capsys.readouterr().err == "real.csv: not UTF-8 at byte 0\n"
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--load 0", "--load -1", "--load nan", "--every -5", "--every nan", "--seed -1"]
+    + [f"--{name} /nonexistent/{name}.svg" for name in ("json", "picture", "write-trace")]
+    + ["--picture chart.png"],
+)
+def test_an_option_that_makes_no_sense_is_refused_before_anything_is_replayed(
+    options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        simulate.main(["--hosts", "1", "--jobs", "5", *options.split()])
+    assert caught.value.code == 2
+    assert f"error: argument {options.split()[0]}" in capsys.readouterr().err
+
+
 def test_a_job_that_nothing_will_ever_start_ends_the_replay() -> None:
-    with pytest.raises(replay.Stuck, match="1 jobs wait for ever"):
+    with pytest.raises(replay.Stuck, match="1 jobs wait for ever, such as a of ada, which wants 4"):
         replay.replay([TraceJob("a", 0, "ada", 4, 10)], replay.fleet(1), placement.plan, every_s=1.0, quotas={"*": 2})
 
 
