@@ -171,6 +171,13 @@ class CheckpointRef(Spec):
         default=None, description="Of its manifest.json; null trusts the manifest that is there."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_bare_path(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise refuse("dir", value, 'is wanted by its name: write {"dir": "…/checkpoints/step-<n>"}')
+        return value
+
     @model_validator(mode="after")
     def _is_a_hash(self) -> Self:
         if self.manifest_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.manifest_sha256):

@@ -210,6 +210,8 @@ def test_what_is_no_checkpoint_is_told_by_field_and_remedy(tmp_path: Path) -> No
         checkpoint.read(CheckpointRef(dir=str(tmp_path)), *trained(0))
     with pytest.raises(ValidationError, match=r"manifest_sha256 is not 64 digits of 0-9a-f; .* or leave it out"):
         CheckpointRef(dir=str(tmp_path), manifest_sha256="step-3")
+    with pytest.raises(ValidationError, match=r'dir is wanted by its name: write \{"dir": '):
+        CheckpointRef.model_validate(str(tmp_path))
 
 
 def test_another_models_checkpoint_is_refused(published: Published) -> None:
