@@ -22,7 +22,7 @@ __all__ = ["inputs"]
 TRAINER_S = 600.0
 """Stated for a run of the real trainer: it imports torch, and the machine may be busy. At a twentieth it is 30 s, and the patience."""
 
-TIMES = 50 if IS_FULL else 3
+TIMES = 50 if IS_FULL else 5
 STEPS = 3 * TIMES + 8
 NUM_THINGS = 22
 """So many things that the interpreter is audited for does a rank in one save."""
