@@ -91,7 +91,7 @@ def _unread(tool: str, index: int, card: Card) -> Finding:
     return Finding(
         "cards",
         Level.FAILURE,
-        f"{tool} says of card {index} ({card.name}) what cannot be read: {card.unread}",
+        f"{tool} does not say how card {index} ({card.name}) is: {card.unread}",
         "nobody can say that it is well, so it is given no job",
         f"run {tool} by hand; where the card is well, its form is one that Longyard does not know: report it",
         dooms_jobs=True,

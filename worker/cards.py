@@ -31,7 +31,7 @@ USABLE: Final = (Health.OK, Health.WARNING, Health.UNKNOWN)
 class Card:
     """What is known of one device; None where the tool does not say. Memory is HBM where the card has any.
 
-    `unread` quotes the tool where its words for this card are none of the known forms.
+    `unread` quotes the tool where it does not say how this card is: in none of the known forms, or nothing at all.
     """
 
     index: int
@@ -143,7 +143,7 @@ def read_ascend(text: str) -> Report:
     if len({card.index for card in cards}) != len(cards):
         raise Unreadable("npu-smi numbers two chips alike")
     if cards and all(card.unread is not None for card in cards):
-        raise Unreadable(f"not a form of npu-smi that is known: {cards[0].unread!r}")
+        raise Unreadable(f"npu-smi does not say how any card is: {cards[0].unread!r}")
     index_of = {chip.place: chip.card.index for chip in chips}
     return Report(version[1] if version else None, cards, tuple(_processes(rows[start:], index_of)))
 
@@ -192,17 +192,19 @@ def _chip(above: list[str], below: list[str], *, order: int) -> _Chip:
         raise Unreadable(f"not a chip's two rows of npu-smi: {above!r}, {below!r}")
     measured, memory = _READINGS.fullmatch(above[2]), _MEMORY.fullmatch(below[2])
     used, total = _memory(memory)
+    health = _health(above[1])
+    is_told = measured and memory and (health is not Health.UNKNOWN or used is not None)
     card = Card(
         index=int(numbered[2]) if numbered[2] else order,
         name=named[2],
-        health=_health(above[1]),
+        health=health,
         bus_id=None if below[1] in ("", "NA") else below[1],
         temperature_c=_number(measured[2]) if measured else None,
         utilisation_percent=_number(memory[1]) if memory else None,
         memory_used_mb=used,
         memory_total_mb=total,
         power_w=_number(measured[1]) if measured else None,
-        unread=None if measured and memory else " | ".join([*above, *below])[:MAX_QUOTE],
+        unread=None if is_told else " | ".join([*above, *below])[:MAX_QUOTE],
     )
     return _Chip((int(named[1]), int(numbered[1])), card)
 

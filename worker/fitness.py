@@ -49,7 +49,7 @@ class Fitness:
     def _ailment(self, card: Card) -> str | None:
         if card.health not in USABLE:
             return f"{self._tool_name} says its health is {card.health.upper()}"
-        return f"{self._tool_name} says of it what cannot be read: {card.unread}" if card.unread else None
+        return f"{self._tool_name} does not say how it is: {card.unread}" if card.unread else None
 
     def _residue(self, card: Card, tenants: Sequence[CardProcess]) -> str | None:
         used_mb = card.memory_used_mb

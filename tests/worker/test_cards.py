@@ -172,6 +172,14 @@ def test_a_card_in_words_of_no_known_form_is_unread_and_the_others_are_read() ->
     assert "device lost" in (other.unread or "")
 
 
+def test_a_card_of_which_nothing_is_said_is_unread_and_not_merely_of_unknown_health() -> None:
+    silent = ONE_CHIP.replace("| Alarm   ", "| UNKNOWN ").replace("3386 / 65536", "NA   / NA   ")
+    one, other = read_ascend(silent).cards
+    assert one.unread is None
+    assert "UNKNOWN" in (other.unread or "")
+    assert read_ascend(ONE_CHIP.replace("| Alarm   ", "| UNKNOWN ")).cards[1].unread is None
+
+
 def test_a_process_may_be_named_as_it_likes() -> None:
     (process,) = read_ascend(ONE_CHIP.replace("| python  ", "| a|b, c ")).processes
     assert (process.name, process.pid, process.memory_mb) == ("a|b, c", 4711, 38456)

@@ -213,7 +213,7 @@ FULL_RANGE = with_file("proc/net/tcp6", TCP_HEAD + "".join(listen(port) for port
         (
             cardcheck.check_health,
             changed(report=sick(IDLE.replace("3386 / 65536", "lost"))),
-            *("failure", True, "says of card 1 (910B3) what cannot be read: 1     910B3", "run npu-smi by hand"),
+            *("failure", True, "does not say how card 1 (910B3) is: 1     910B3", "run npu-smi by hand"),
         ),
         (
             cardcheck.check_clean,

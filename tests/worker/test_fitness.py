@@ -43,7 +43,7 @@ def test_an_alarm_or_worse_is_given_no_work(health: Health, is_fit: bool) -> Non
 def test_a_card_that_is_unread_is_given_no_work_and_the_others_are() -> None:
     odd = TWO_CHIPS.replace("0           0    / 0          3120 / 65536", "lost")
     one, other = Fitness("npu", "npu-smi").read(read_ascend(odd))
-    assert (one.ailment or "").startswith("npu-smi says of it what cannot be read: 2     Ascend910 | OK")
+    assert (one.ailment or "").startswith("npu-smi does not say how it is: 2     Ascend910 | OK")
     assert other.ailment is None
 
 
