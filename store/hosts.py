@@ -261,6 +261,7 @@ def _views(session: Session, devices: Select[Device, str, str, int]) -> list[Dev
 def _device(session: Session, name: str, index: int) -> Device:
     device = session.get(Device, (name, index), with_for_update=True)
     if device is None:
+        get(session, name)
         raise NotFound(f"host {name} has no device {index}")
     return device
 

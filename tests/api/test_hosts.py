@@ -43,6 +43,11 @@ def test_what_is_not_there_is_404(client: httpx.Client, host: str, path: str) ->
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+def test_a_host_that_is_not_there_is_told_and_not_its_device(client: httpx.Client, host: str) -> None:
+    assert client.post("/hosts/b/devices/0/cordon").json()["detail"] == "No such host: b."
+    assert client.post("/hosts/a/devices/9/cordon").json()["detail"] == "Host a has no device 9."
+
+
 def test_only_an_admin_changes_hosts(client: httpx.Client, database: Database, host: str) -> None:
     with database.write() as session:
         secret = tokens.mint(session, kind="token", owner="ada", scope="user")

@@ -40,11 +40,22 @@ def situations(draw: st.DrawFn) -> tuple[list[QueuedJob], list[HostCapacity], li
             left_s = draw(st.none() | st.integers(0, 5000))
             owner, priority = draw(st.sampled_from(OWNERS)), draw(st.sampled_from([-10, 0, 10]))
             running.append(
-                RunningJob(f"r{len(running)}", f"h{number}", tuple(taken), owner, priority, left_s, 1.0 * len(running))
+                RunningJob(
+                    f"r{len(running)}",
+                    f"h{number}",
+                    tuple(taken),
+                    owner,
+                    priority,
+                    left_s,
+                    1.0 * len(running),
+                    is_stopping=draw(st.sampled_from([False, False, False, True])),
+                )
             )
         free = [index for index, one in enumerate(state) if one == "free"]
         out = [index for index, one in enumerate(state) if one == "out"]
-        hosts.append(host(f"h{number}", free=free, kind=kind, size=size, out=out))
+        one = host(f"h{number}", free=free, kind=kind, size=size, out=out)
+        is_drained = draw(st.sampled_from([False, False, False, True]))
+        hosts.append(replace(one, free=(), usable=(), is_drained=True) if is_drained else one)
     jobs = [
         QueuedJob(
             id=f"q{number:02}",
@@ -65,6 +76,34 @@ def situations(draw: st.DrawFn) -> tuple[list[QueuedJob], list[HostCapacity], li
         for name in draw(st.sets(st.sampled_from(OWNERS)))
     }
     return jobs, hosts, running, owners
+
+
+@st.composite
+def crowded(draw: st.DrawFn) -> tuple[list[QueuedJob], list[HostCapacity], list[RunningJob]]:
+    """Full hosts of jobs of all classes, and high jobs that want in."""
+    hosts: list[HostCapacity] = []
+    running: list[RunningJob] = []
+    for number in range(draw(st.integers(1, 3))):
+        left, free = list(range(8)), draw(st.integers(0, 2))
+        hosts.append(host(f"h{number}", free=[left.pop() for _ in range(free)]))
+        while left:
+            taken = [left.pop(0) for _ in range(min(len(left), draw(st.sampled_from([1, 2, 2, 4]))))]
+            priority, is_stopping = (
+                draw(st.sampled_from([-10, -10, 0, 100])),
+                draw(st.sampled_from([False] * 4 + [True])),
+            )
+            held_s, left_s = draw(st.integers(0, 900)), draw(st.sampled_from([None, 25, 5000]))
+            name = f"r{len(running)}"
+            one = RunningJob(name, f"h{number}", tuple(taken), "bob", priority, left_s, held_s, is_stopping)
+            running.append(one)
+    sizes = draw(st.lists(st.sampled_from([1, 2, 3, 4, 8]), min_size=1, max_size=5))
+    jobs = [
+        QueuedJob(
+            f"q{number}", size, draw(st.sampled_from(["npu", ANY])), priority=draw(st.sampled_from([99, 100, 100]))
+        )
+        for number, size in enumerate(sizes)
+    ]
+    return jobs, hosts, running
 
 
 def apply(
@@ -106,6 +145,34 @@ def assert_sound(
     for owner in {owner for owner, _ in started}:
         limit = (owners or {}).get(owner, Share()).max_devices
         assert limit is None or holds[owner] <= limit, f"{owner} holds more than allowed"
+    assert_fair_stops(plan, jobs, hosts, running)
+    for wait in plan.waits:
+        if wait.reservation is not None:
+            assert len(wait.reservation.device_indices) == by_id[wait.job_id].num_devices
+            assert set(wait.reservation.device_indices) <= set(by_name[wait.reservation.host].usable)
+
+
+def assert_fair_stops(
+    plan: Plan, jobs: Sequence[QueuedJob], hosts: Sequence[HostCapacity], running: Sequence[RunningJob]
+) -> None:
+    """Only low jobs are stopped, once, for a high one that waits; on one host, where what they hold and what is free is enough for it."""
+    by_id, by_name = {job.id: job for job in jobs}, {one.name: one for one in hosts}
+    runs = {one.id: one for one in running}
+    assert len({one.job_id for one in plan.preemptions}) == len(plan.preemptions)
+    for for_id in {one.for_job_id for one in plan.preemptions}:
+        job = by_id[for_id]
+        victims = [runs[one.job_id] for one in plan.preemptions if one.for_job_id == for_id]
+        assert for_id in {wait.job_id for wait in plan.waits}
+        assert job.priority >= 100
+        assert all(one.priority < 0 and not one.is_stopping for one in victims)
+        (name,) = {one.host for one in victims}
+        assert job.device_type in by_name[name].serves | {ANY}
+        assert not by_name[name].is_drained
+        (wait,) = [one for one in plan.waits if one.job_id == for_id]
+        assert wait.reservation is not None
+        wanted = set(wait.reservation.device_indices)
+        assert wait.reservation.host == name
+        assert all(wanted & set(one.device_indices) for one in victims), "one was stopped for nothing"
 
 
 def could_start(job: QueuedJob, plan: Plan, jobs: Sequence[QueuedJob], hosts: Sequence[HostCapacity]) -> list[str]:

@@ -79,6 +79,15 @@ def test_passes_one_after_another_are_sound_too(situation: Situation, num_passes
         jobs, hosts = fleets.apply(done, jobs, hosts)
 
 
+@settings(deadline=None)
+@given(fleets.crowded())
+def test_only_low_jobs_make_room_and_none_for_nothing(
+    situation: tuple[list[QueuedJob], list[HostCapacity], list[RunningJob]],
+) -> None:
+    jobs, hosts, running = situation
+    fleets.assert_sound(plan(jobs, hosts, running=running), jobs, hosts, running)
+
+
 def test_first_by_priority_then_share_then_age() -> None:
     jobs = [
         job("late", owner="ada", waited_s=1),
