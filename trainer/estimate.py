@@ -23,6 +23,7 @@ from trainer.sizes import Batch
 LIMIT_S = 20
 _MEMORY_BYTES = 2 << 30
 _REQUEST_BYTES = 1 << 20
+_LEAST_VOCABULARY = 5
 # Any of these says that a repository of the hub was fetched once.
 _HUB_FILES = ("config.json", "tokenizer.json", "vocab.json")
 
@@ -106,6 +107,23 @@ def estimate(train: TrainConfig, *, num_devices: int, device_type: DeviceType | 
         checkpoint_bytes=disk,
         checkpoints_bytes=kept,
     )
+
+
+def least_checkpoint_bytes(train: TrainConfig) -> int:
+    """What one checkpoint takes at least, from the spec and the model's config.json alone; 0 where these do not say it.
+
+    Cheap enough to ask before every launch: a model made from scratch is counted with a vocabulary of special tokens only.
+    """
+    if train.from_scratch is not None:
+        shape = train.from_scratch.model_dump(include=set(ModelSize._fields))
+        return sizes.checkpoint_bytes(ModelSize(**shape, vocab_size=_LEAST_VOCABULARY, type_vocab_size=1))
+    source = train.model_name_or_path or train.config_name
+    if source is None or kind_of(source) != "path":
+        return 0
+    try:
+        return sizes.checkpoint_bytes(read_model_size(Path(source) / "config.json"))
+    except (ValueError, OSError):
+        return 0
 
 
 def main() -> int:

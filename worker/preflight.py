@@ -10,11 +10,14 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
+
+from pydantic import ValidationError
 
 from store.settings import Settings
 from store.states import ExitReason
+from trainer import estimate
+from trainer.config import TrainConfig
 from worker import processes
 from worker.findings import Finding, Level
 from worker.inputs import Known
@@ -24,9 +27,6 @@ STALE_AFTER: Final = 5
 """Findings older than so many rounds are nobody's: the worker that made them is gone, or stands still."""
 
 MIB: Final = 1 << 20
-WEIGHTS: Final = "*.safetensors"
-WITH_MOMENTS: Final = 3
-"""A checkpoint is the weights and Adam's two moments of each."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,16 @@ def _no_room(settings: Settings, train: Mapping[str, Any]) -> tuple[ExitReason, 
     free = shutil.disk_usage(settings.data_dir).free
     if free >= wanted:
         return None
-    words = f"{settings.data_dir} on host {settings.host_name} has {free // MIB} MiB left, and one checkpoint takes {wanted // MIB} MiB"
+    left = f"{settings.data_dir} on host {settings.host_name} has {free // MIB} MiB left"
+    words = f"{left}, and one checkpoint takes at least {wanted // MIB} MiB"
     return ExitReason.STORAGE, f"{words}; delete old jobs there"
 
 
 def _checkpoint_bytes(train: Mapping[str, Any]) -> int:
-    """Of the model that is named; 0 where it is made from scratch."""
-    directory = train.get("model_name_or_path")
-    if not isinstance(directory, str) or not directory.startswith("/"):
-        return 0
     try:
-        return WITH_MOMENTS * sum(file.stat().st_size for file in Path(directory).glob(WEIGHTS))
-    except OSError:
+        return estimate.least_checkpoint_bytes(TrainConfig.model_validate(train))
+    except ValidationError:
+        # Whoever launches it says what is wrong with it.
         return 0
 
 

@@ -51,7 +51,8 @@ class Tool:
         answers = [_run(self.name, command, give_up_at=give_up_at) for command in self.commands]
         try:
             return self.read(*answers)
-        except Unreadable as error:
+        # Numbers and columns that nobody has thought of are as silent as no answer.
+        except (Unreadable, ValueError, LookupError) as error:
             raise Silent(f"{self.name} answered what cannot be read ({error})") from error
 
 
