@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,63 +20,16 @@ from store.states import Closing, Intent
 from worker import processes, tail
 from worker.ascend import Action
 from worker.cause import Verdict
+from worker.news import Files, News, Note, Offsets, Piece
 from worker.tail import Metrics, Pace, Phase, Published, Report, StartUp
 
-BATCH_BYTES: Final = 1 << 20
-METRICS_BYTES: Final = 1 << 18
 MAX_NAMES: Final = 1000
-KEPT_TAIL_BYTES: Final = 256 * 1024
-"""Of each log past the cap, this much of its end is kept: it says why the rank died."""
 
 _POISON = (IntegrityError, DataError, ProgrammingError, ValueError, AssertionError)
 """What a batch can raise that no retry mends; anything else is the database being away."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@dataclass
-class Offsets:
-    """How far the files have been committed. `kept_bytes` counts the logs' bytes that were not dropped."""
-
-    metrics: int
-    logs: dict[int, int]
-    kept_bytes: int
-    dropped: dict[int, int] = field(default_factory=dict[int, int])
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Bytes of one rank's log at an offset; `data` is None for a range that is dropped."""
-
-    rank: int
-    offset: int
-    num_bytes: int
-    data: bytes | None
-
-
-@dataclass(frozen=True)
-class Note:
-    """An event that the supervisor itself has to tell."""
-
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class News:
-    """What the files hold beyond the offsets, as much as fits one transaction; `more` says that it was not all."""
-
-    reports: Sequence[Report]
-    num_bad: int
-    metrics_end: int
-    pieces: Sequence[Piece]
-    notes: Sequence[Note]
-    more: bool
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.reports or self.num_bad or self.pieces or self.notes)
 
 
 class Ledger:
@@ -97,9 +50,8 @@ class Ledger:
         retry_s: float,
     ) -> None:
         self._database, self._run_dir = database, run_dir
-        self._attempt_id, self._job_id, self._num_ranks = attempt_id, job_id, num_ranks
-        self._tail_bytes = min(KEPT_TAIL_BYTES, max_log_bytes // (2 * num_ranks))
-        self._head_bytes = max_log_bytes - num_ranks * self._tail_bytes
+        self._attempt_id, self._job_id = attempt_id, job_id
+        self._files = Files(run_dir, num_ranks=num_ranks, max_log_bytes=max_log_bytes)
         self._retry_s = retry_s
         self._offsets: Offsets | None = None
         self._names: set[str] | None = None
@@ -230,38 +182,8 @@ class Ledger:
         offsets = self._offsets = self._offsets or self._committed()
         notes = tuple(self._notes)
         if self._is_poisoned:
-            return News((), 0, offsets.metrics, (), notes, more=False)
-        path = self._run_dir / "metrics.jsonl"
-        lines = tail.read_metrics(path, offsets.metrics, limit_bytes=METRICS_BYTES)
-        more = lines.end > offsets.metrics and tail.size(path) - lines.end >= METRICS_BYTES
-        pieces: list[Piece] = []
-        kept = offsets.kept_bytes
-        for rank in range(self._num_ranks):
-            found, rest = self._look_at_log(rank, offsets.logs.get(rank, 0), kept_bytes=kept, final=final)
-            pieces += found
-            kept += sum(piece.num_bytes for piece in found if piece.data is not None)
-            more = more or rest
-        if final:
-            more = more or (lines.end > offsets.metrics and tail.size(path) > lines.end)
-        return News(lines.reports, lines.num_bad, lines.end, pieces, notes, more)
-
-    def _look_at_log(self, rank: int, offset: int, *, kept_bytes: int, final: bool) -> tuple[list[Piece], bool]:
-        """What of one log fits this transaction, and whether there is more."""
-        path = self._log_path(rank)
-        end = tail.size(path)
-        limit = BATCH_BYTES // self._num_ranks
-        room = self._head_bytes - kept_bytes
-        if room > 0:
-            limit = min(limit, max(4, room))
-        elif offset < end - self._tail_bytes:
-            return [Piece(rank, offset, end - self._tail_bytes - offset, None)], final
-        elif not final:
-            return [], False
-        pieces: list[Piece] = []
-        for chunk in tail.read_log(path, offset, limit_bytes=limit, final=final):
-            pieces.append(Piece(rank, offset, len(chunk), chunk))
-            offset += len(chunk)
-        return pieces, bool(pieces) and offset < end and (final or end - offset >= limit)
+            return News((), 0, offsets.metrics, (), more=False, notes=notes)
+        return replace(self._files.beyond(offsets, final=final), notes=notes)
 
     def _committed(self) -> Offsets:
         with self._database.read() as session:
@@ -366,7 +288,7 @@ class Ledger:
             offsets.logs[piece.rank] = piece.offset + piece.num_bytes
             if piece.data is None:
                 offsets.dropped[piece.rank] = offsets.dropped.get(piece.rank, 0) + piece.num_bytes
-                tail.punch(self._log_path(piece.rank), piece.offset, piece.num_bytes)
+                self._files.forget(piece)
             else:
                 offsets.kept_bytes += piece.num_bytes
 
@@ -385,6 +307,3 @@ class Ledger:
         about: dict[str, Any] = {"attempt": job.num_attempts} | ({} if rank is None else {"rank": rank})
         if not events.has(session, job.id, kind=kind, data=about):
             events.append(session, job, kind=kind, **about, **data)
-
-    def _log_path(self, rank: int) -> Path:
-        return self._run_dir / f"r{rank}.log"
