@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,18 @@ def kill_rank(plane: Plane, job_id: str, rank: int = 0) -> None:
 def reboot(plane: Plane, host: str, *, boot_id: str) -> None:
     """What a reboot does to a host: every process of it gone at once, and another boot id afterwards. Starts its worker again."""
     plane.worker(host).kill()
-    for pid in processes_of(plane, host):
-        os.kill(pid, signal.SIGKILL)
-    plane.until(lambda: not processes_of(plane, host), f"nothing of {host} is left", stated_s=5)
+    plane.until(lambda: not _kill_all(plane, host), f"nothing of {host} is left", stated_s=5)
     plane.switch("boot_id", boot_id)
     plane.start()
+
+
+def _kill_all(plane: Plane, host: str) -> list[int]:
+    """Those that are there now; one that forks meanwhile leaves a child, so it is done until there are none."""
+    left = processes_of(plane, host)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return left
 
 
 def restart_broker_empty(plane: Plane) -> None:
