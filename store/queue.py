@@ -40,11 +40,15 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Situation:
-    """`hosts` are those that are online, drained ones with nothing to give; `running` the jobs that hold devices, also elsewhere."""
+    """`hosts` are those that are online, drained ones with nothing to give; `running` the jobs that hold devices, also elsewhere.
+
+    `unsettled`: the jobs whose last attempt others closed, each with its host, which has yet to see that no process of it is left.
+    """
 
     waiting: Sequence[Waiting]
     hosts: Sequence[HostCapacity]
     running: Sequence[RunningJob]
+    unsettled: Mapping[str, str]
 
     def shares(self, usage: Usage, *, quotas: Mapping[str, int], weights: Mapping[str, float]) -> dict[str, Share]:
         """What each owner who waits or holds something is due."""
@@ -69,8 +73,8 @@ def newcomer(spec: NewJob, owner: str, usage: Usage) -> Waiting:
 def read(session: Session, usage: Usage, *, also: Waiting | None = None) -> Situation:
     """All that is to be planned, and one that is not stored; no hosts where nothing waits."""
     waiting = [*_waiting(session, usage), *([] if also is None else [also])]
-    capacities, running = _fleet(session, usage) if waiting else ([], [])
-    return Situation(waiting, capacities, running)
+    capacities, running, unsettled = _fleet(session, usage) if waiting else ([], [], {})
+    return Situation(waiting, capacities, running, unsettled)
 
 
 def order(session: Session) -> bytes:
@@ -151,7 +155,7 @@ def _waiting(session: Session, usage: Usage) -> list[Waiting]:
     ]
 
 
-def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[RunningJob]]:
+def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[RunningJob], dict[str, str]]:
     rows = session.execute(
         select(
             Host.name, Host.status, Host.device_type, Device.index.label("device_index"), Device.state, Device.cordoned_at,
@@ -171,7 +175,11 @@ def _fleet(session: Session, usage: Usage) -> tuple[list[HostCapacity], list[Run
         if row.state is DeviceState.HELD:
             held.setdefault(row.attempt_id, []).append(row)
     online = [_capacity(name, devices) for name, devices in by_host.items() if devices[0].status is HostStatus.ONLINE]
-    return online, [_running(devices, usage) for devices in held.values()]
+    # Nobody waits for a host that is lost: what runs there has fenced itself.
+    unsettled = {
+        row.id: row.name for row in rows if row.state is DeviceState.UNVERIFIED and row.status is not HostStatus.LOST
+    }
+    return online, [_running(devices, usage) for devices in held.values()], unsettled
 
 
 def _capacity(name: str, devices: Sequence[Any]) -> HostCapacity:

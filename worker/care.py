@@ -79,9 +79,11 @@ class Care:
             if attempt.id not in self._recoveries:
                 self._look_after(attempt, intents.get(attempt.id, Intent.RUN), is_leaving=is_leaving)
         for attempt in doubtful:
-            if attempt.id not in self._recoveries:
-                words = "closed by others: looking for what it left"
-                self._begin_recovery(attempt, words, is_closed=True, kill_supervisor=True)
+            if (begun := self._recoveries.get(attempt.id)) is not None:
+                begun.was_closed()
+                continue
+            words = "closed by others: looking for what it left"
+            self._begin_recovery(attempt, words, is_closed=True, kill_supervisor=True)
         self._ended.clear()
 
     def recover(self) -> bool:

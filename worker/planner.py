@@ -62,7 +62,8 @@ class Planner:
 
     def run(self) -> Pass:
         situation, order = self._read()
-        held = self._hold_back(situation.waiting)
+        delays = self._hold_back(situation.waiting)
+        held = delays.keys() | situation.unsettled.keys()
         plan = placement.plan(
             [one.job for one in situation.waiting if one.job.id not in held],
             situation.hosts,
@@ -72,9 +73,10 @@ class Planner:
         )
         placed = [one for wish in plan.placements if (one := self._place(wish))]
         asked = [one.job_id for one in plan.preemptions if self._ask_to_stop(one)]
-        waits = [*plan.waits, *_waits_of(held, situation.waiting, after=len(plan.waits))]
+        late = [one for one in situation.waiting if one.job.id in held]
+        waits = [*plan.waits, *_waits_of(late, delays, situation.unsettled, after=len(plan.waits))]
         told = self._tell(waits, {one.job.id: one for one in situation.waiting}, order)
-        return Pass(placed, asked, told, min(held.values(), default=None))
+        return Pass(placed, asked, told, min(delays.values(), default=None))
 
     def _read(self) -> tuple[Situation, bytes]:
         with self._database.read() as session:
@@ -138,16 +140,21 @@ class News:
     reservation: Reservation | None
 
 
-def _waits_of(held: Mapping[str, float], waiting: Sequence[Waiting], *, after: int) -> list[Wait]:
-    late = [one for one in waiting if one.job.id in held]
+def _waits_of(
+    late: Sequence[Waiting], delays: Mapping[str, float], unsettled: Mapping[str, str], *, after: int
+) -> list[Wait]:
+    """Of those that may not start yet whatever is free: behind all others, the soonest first."""
+    in_order = sorted(late, key=lambda one: (one.job.id in unsettled, delays.get(one.job.id, 0.0), one.job.id))
     return [
-        Wait(
+        Wait(one.job.id, number, f"{unsettled[one.job.id]} is still ending what its last try left there", None)
+        if one.job.id in unsettled
+        else Wait(
             one.job.id,
             number,
             f"try {one.num_attempts + 1} starts {one.retry_delay_s:.0f} s after the last one failed",
-            held[one.job.id],
+            delays[one.job.id],
         )
-        for number, one in enumerate(sorted(late, key=lambda one: (held[one.job.id], one.job.id)), start=after + 1)
+        for number, one in enumerate(in_order, start=after + 1)
     ]
 
 

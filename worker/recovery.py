@@ -73,6 +73,10 @@ class Recovery:
         self.leave()
         return True
 
+    def was_closed(self) -> None:
+        """By somebody else, since: what its ranks would save now nobody reads, and its job waits for their end."""
+        self._is_closed = True
+
     def leave(self) -> None:
         """Let the lock go; whoever finds the attempt next begins again."""
         if self._lock is not None:

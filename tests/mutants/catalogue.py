@@ -412,4 +412,11 @@ MUTANTS: Final = (
         "set[str]() if",
         test="tests/worker/test_ledger.py",
     ),
+    one(
+        "unsettled-placed",
+        "a job runs again while a process of its last attempt may be left",
+        "worker/planner.py",
+        "delays.keys() | situation.unsettled.keys()",
+        "delays.keys()",
+    ),
 )

@@ -112,6 +112,15 @@ class Oracle:
         self.hosts = {name: Host() for name in devices}
         self.devices = {(name, index): Device() for name, number in devices.items() for index in range(number)}
 
+    @property
+    def unsettled(self) -> set[str]:
+        """The jobs of which a process may still run, on a host that is there to look."""
+        return {
+            self.attempts[device.holder].job_id
+            for (host, _), device in self.devices.items()
+            if device.state == "unverified" and device.holder is not None and self.hosts[host].status != "lost"
+        }
+
     def submit(self, job_id: str, *, num_devices: int) -> None:
         self.jobs[job_id] = Job(num_devices)
 

@@ -159,16 +159,19 @@ class Life(Fleet):
             self.planner, self.queue, self.quota = Planner(self.database, quotas={"*": quota}), Queue(), quota
         left_s = self.queue.left_s(self.clock.seconds, self.oracle.jobs)
         # A large job may keep others waiting, by a promise; what has room before it was asked must not be kept by nothing.
-        all_fit = all(self._may_start(one) for one, seconds in left_s.items() if seconds <= 0)
+        unsettled = self.oracle.unsettled
+        may_go = {one for one, seconds in left_s.items() if seconds <= 0} - unsettled
+        all_fit = all(self._may_start(one) for one in may_go)
         done = self.planner.run()
         for placed in done.placed:
             assert left_s[placed.job_id] <= 0, "it was to wait longer"
+            assert placed.job_id not in unsettled, "a process of its last attempt may be left"
             with self.database.read() as session:
                 devices = attempts.get(session, placed.attempt_id).devices
             assert self.oracle.refusal_to_place(placed.job_id, placed.host, devices) is None
             self.oracle.place(placed.job_id, placed.attempt_id, placed.host, devices)
             assert self.oracle.num_held <= self.quota, "its owner may not hold so much"
-        assert done.placed or not all_fit or all(seconds > 0 for seconds in left_s.values()), "there is room"
+        assert done.placed or not all_fit or not may_go, "there is room"
         held = [seconds for seconds in left_s.values() if seconds > 0]
         assert done.again_in_s == (pytest.approx(min(held)) if held else None)
         self._who_waits_knows_why()

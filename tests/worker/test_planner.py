@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from sqlalchemy import event
 
 from store import attempts, hosts, jobs, queue
@@ -46,6 +47,33 @@ def test_a_retry_waits_for_its_delay_and_others_pass_it(plane: Plane) -> None:
     assert plane.job(job_id).status is JobStatus.RUNNING
     # Another planner has not seen how long it waits: it waits the whole delay itself.
     assert plane.attempt(job_id).number == 2
+
+
+@pytest.mark.parametrize("ends_by", ["its host has looked", "its host is lost"])
+def test_a_job_waits_until_no_process_of_its_last_try_is_left(plane: Plane, ends_by: str) -> None:
+    """K3: who closed it was elsewhere; a rank that was given time to save may live on beside the next one."""
+    database = plane.database
+    host(database, "a", 2)
+    host(database, "b", 2)
+    job_id = submit(database, 1)
+    planner = Planner(database)
+    (placed,) = planner.run().placed
+    with database.write() as session:
+        attempts.close(
+            session, placed.attempt_id, job_id=job_id, reason=ExitReason.LEASE_EXPIRED, message="", devices_clean=False
+        )
+        jobs.touch(session, job_id).retry_delay_s = 0.0
+    held = planner.run()
+    assert (held.placed, held.again_in_s) == ([], None)
+    assert plane.job(job_id).wait_reason == f"{placed.host} is still ending what its last try left there"
+    other = submit(database, 1)
+    assert [one.job_id for one in planner.run().placed] == [other], "the others pass it"
+    with database.write() as session:
+        if ends_by == "its host is lost":
+            hosts.lose(session, placed.host)
+        else:
+            hosts.free(session, placed.attempt_id)
+    assert [one.job_id for one in planner.run().placed] == [job_id]
 
 
 def test_a_wait_is_written_once(plane: Plane) -> None:
