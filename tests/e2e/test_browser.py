@@ -187,7 +187,7 @@ def test_who_waits_is_told_its_place_why_and_until_when(page: Page, plane: Plane
 
     page.goto(f"{plane.url}/ui/jobs/{wide}")
     expect(page.get_by_test_id("reason")).to_have_text(
-        re.compile(r"waiting: needs 4 free cpu devices on one host; e2e frees 4 in about \d+ (min|h)$")
+        re.compile(r"waiting: needs 4 free cpu devices on one host; e2e frees 4 in about [\d.]+ (min|h|days)$")
     )
     expect(page.get_by_test_id("place")).to_have_text("1")
     expect(page.get_by_test_id("estimate")).to_contain_text("in ")
