@@ -15,7 +15,7 @@ from worker import ascend, plog, processes, ranks
 from worker.ascend import Action, Signature
 from worker.oom import OomWatch
 from worker.ranks import Rank, Ranks
-from worker.tail import clean, decode, size
+from worker.tail import clean, decode, printable, size
 
 TOGETHER_S: Final = 5.0
 """Failures this close together have one cause: the most telling of them, not the first to be seen."""
@@ -272,7 +272,7 @@ def _last_lines(path: Path) -> list[str]:
 
 def _short(text: str) -> str:
     """Printable and bounded: it stands in tables and on the page."""
-    plain = "".join(char if char.isprintable() else "\ufffd" for char in clean(text))
+    plain = printable(text)
     return plain if len(plain) <= MAX_MESSAGE_CHARS else plain[: MAX_MESSAGE_CHARS - 1] + "…"
 
 

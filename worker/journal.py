@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from store.settings import Settings
+from worker.tail import printable
 
 LOOK_BACK_BYTES: Final = 16 * 1024
 
@@ -45,15 +46,10 @@ def last_words(path: Path) -> str | None:
     try:
         record: Any = json.loads(line)
     except ValueError:
-        return _printable(line)
+        return printable(line)
     if isinstance(record, dict):
         line = str(record.get("error") or record.get("message")).splitlines()[-1]
-    return _printable(line)
-
-
-def _printable(line: str) -> str:
-    """It goes into rows and tables: a NUL, which PostgreSQL refuses, into neither."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in line)
+    return printable(line)
 
 
 class _JsonLines(logging.Formatter):

@@ -186,6 +186,11 @@ def clean(text: str) -> str:
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
+def printable(text: str) -> str:
+    """Text for tables and rows: whatever cannot be printed, NULs among it, becomes U+FFFD."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+
+
 class Pace:
     """How long a step takes, from the last ones a rank told, by the rank's own clock."""
 
