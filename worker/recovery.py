@@ -56,12 +56,13 @@ class Recovery:
 
     def step(self) -> bool:
         """True when there is nothing more to do, also where the attempt turns out to be alive or closed."""
-        lock = self._take_lock()
-        if lock is None:
+        has_lock = self._take_lock() is not None
+        if not has_lock and not (self._kill_supervisor and self._is_closed):
             return not self._kill_supervisor
         cgroup = Cgroup.of_run(self._attempt.id, self._run_dir)
         strays = processes.of_attempt(self._attempt.id)
-        is_left = bool(strays) or (cgroup is not None and cgroup.is_populated)
+        # Without the lock it is the supervisor itself that no SIGKILL has ended yet, and perhaps never will.
+        is_left = not has_lock or bool(strays) or (cgroup is not None and cgroup.is_populated)
         if is_left and not self._is_given_up(strays, cgroup, processes.boottime()):
             return False
         if cgroup is not None:
