@@ -29,6 +29,32 @@ test('a card that a fault took out of service is named with why', () => {
   expect(eventText({ kind: 'device_wants_reset', data }, zh).title).toContain('复位');
 });
 
+test('the way to the first step names what took long, in the order it was gone', () => {
+  const parts = { launch: 0.02, process: 0.001, imports: 3.126, first_step: 14.37 };
+  expect(eventText({ kind: 'startup', data: { attempt: 1, parts } }, en)).toEqual({
+    title: 'First step after 17.5 s',
+    detail: 'imports 3.13 s · first step 14.4 s',
+  });
+  expect(eventText({ kind: 'startup', data: { attempt: 1 } }, en).detail).toBeNull();
+});
+
+test('a rank that hangs is named with its step, where it has one', () => {
+  const data = { attempt: 1, rank: 1, step: 7, silence_s: 1800.2, stacks: ['a1/r0.stack', 'a1/r1.stack'] };
+  expect(eventText({ kind: 'hung', data }, en)).toEqual({
+    title: 'Rank 1 has stood still for 1800.2 s at step 7; every rank’s stack is kept',
+    detail: 'a1/r0.stack, a1/r1.stack',
+  });
+  expect(eventText({ kind: 'hung', data: { ...data, step: null } }, en).title).not.toContain('step 7');
+});
+
+test('devices that are given up, and come back', () => {
+  const data = { attempt: 1, devices: [0, 1] };
+  expect(eventText({ kind: 'devices_quarantined', data }, en).title).toContain('cards 0–1 are out of use');
+  expect(eventText({ kind: 'devices_freed', data: { ...data, devices: [3] } }, en).title).toContain(
+    'card 3 is free again',
+  );
+});
+
 test('a closed attempt tells why, and its message', () => {
   const data = { attempt: 1, exit_reason: 'out_of_memory', message: 'rank 1: no memory', failing_rank: 1 };
   expect(eventText({ kind: 'attempt_closed', data }, en)).toEqual({

@@ -68,13 +68,44 @@ const TELL = new Map<string, (data: Data, t: Messages) => EventText>(
       title: t.event_log_dropped(text(data['rank']), text(data['num_bytes'])),
       detail: null,
     }),
+    log_capped: (data, t) => ({ title: t.event_log_capped(text(data['rank'])), detail: null }),
+    metrics_skipped: (data, t) => ({ title: t.event_metrics_skipped(text(data['lines'])), detail: null }),
+    metrics_dropped: (data, t) => ({ title: t.event_metrics_dropped(text(data['names'])), detail: null }),
+    ingest_failed: (_, t) => ({ title: t.event_ingest_failed, detail: null }),
+    checkpoint_refused: (data, t) => ({
+      title: t.event_checkpoint_refused,
+      detail: text(data['dir']) || null,
+    }),
+    startup: (data, t) => startUp(data['parts'], t),
+    hung: (data, t) => ({
+      title: t.event_hung(text(data['rank']), text(data['silence_s']), text(data['step'])),
+      detail: text(data['stacks']) || null,
+    }),
+    devices_quarantined: (data, t) => ({
+      title: t.event_devices_quarantined(cards(data['devices'])),
+      detail: null,
+    }),
+    devices_freed: (data, t) => ({ title: t.event_devices_freed(cards(data['devices'])), detail: null }),
   } satisfies Record<string, (data: Data, t: Messages) => EventText>),
 );
+
+/** The way from the launch to the first step: its length, and what took a part of it that is worth reading. */
+function startUp(parts: unknown, t: Messages): EventText {
+  const all = Object.entries(parts ?? {}).filter(
+    (one): one is [string, number] => typeof one[1] === 'number',
+  );
+  const total = all.reduce((sum, [, seconds]) => sum + seconds, 0);
+  const long = all.filter(([, seconds]) => seconds >= 0.01 * total);
+  const detail = long.map(([name, seconds]) => `${words(name)} ${t.seconds(tenths(seconds))}`);
+  return { title: t.event_startup(t.seconds(tenths(total))), detail: detail.join(' · ') || null };
+}
 
 function statusWord(status: string, t: Messages): string {
   const known = STATUSES.find((one) => one === status);
   return known ? t[known] : words(status);
 }
+
+const tenths = (seconds: number): string => seconds.toFixed(seconds < 10 ? 2 : 1);
 
 const words = (name: string): string => name.replaceAll('_', ' ');
 

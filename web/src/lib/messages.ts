@@ -163,6 +163,20 @@ export const en = {
   event_retry_requested: 'Trying again was asked for',
   event_preempt_requested: 'Asked to stop and go on later',
   event_log_dropped: (rank: string, bytes: string) => `${bytes} bytes of the log of rank ${rank} were let go`,
+  event_log_capped: (rank: string) => `The log of rank ${rank} reached its limit; what comes is let go`,
+  event_metrics_skipped: (lines: string) =>
+    `Metric lines that cannot be read are passed over (${lines} so far)`,
+  event_metrics_dropped: (names: string) => `More than ${names} metric names: the newest are not kept`,
+  event_ingest_failed: 'Something that the ranks wrote cannot be stored and is passed over',
+  event_checkpoint_refused: 'A checkpoint outside the attempt’s own directory is passed over',
+  event_startup: (time: string) => `First step after ${time}`,
+  event_hung: (rank: string, silence: string, step: string) =>
+    `Rank ${rank} has stood still for ${silence} s${step ? ` at step ${step}` : ''}; every rank’s stack is kept`,
+  event_devices_quarantined: (cards: string) =>
+    `A process could not be ended: ${cardWord(cards)} ${cards} ${cardWord(cards) === 'card' ? 'is' : 'are'} out of use until it is gone`,
+  event_devices_freed: (cards: string) =>
+    `The last process is gone: ${cardWord(cards)} ${cards} ${cardWord(cards) === 'card' ? 'is' : 'are'} free again`,
+  seconds: (count: string) => `${count} s`,
   exit_reasons: {
     completed: 'completed',
     user_error: 'an error in the job',

@@ -152,6 +152,17 @@ export const zh: Messages = {
   event_retry_requested: '已请求重试',
   event_preempt_requested: '已请求停止，稍后继续',
   event_log_dropped: (rank, bytes) => `rank ${rank} 的日志有 ${bytes} 字节未保留`,
+  event_log_capped: (rank) => `rank ${rank} 的日志已达上限，后续内容不再保留`,
+  event_metrics_skipped: (lines) => `无法读取的指标行已跳过（目前 ${lines} 行）`,
+  event_metrics_dropped: (names) => `指标名称超过 ${names} 个，新出现的不再保留`,
+  event_ingest_failed: '有 rank 写出的内容无法保存，已跳过',
+  event_checkpoint_refused: '检查点不在该次尝试自己的目录内，已跳过',
+  event_startup: (time) => `${time}后完成第一步`,
+  event_hung: (rank, silence, step) =>
+    `rank ${rank} 已停滞 ${silence} 秒${step ? `（第 ${step} 步）` : ''}，已保留所有 rank 的堆栈`,
+  event_devices_quarantined: (cards) => `有进程无法结束：卡 ${cards} 在其消失前停用`,
+  event_devices_freed: (cards) => `最后一个进程已结束：卡 ${cards} 重新空闲`,
+  seconds: (count) => `${count} 秒`,
   exit_reasons: {
     completed: '已完成',
     user_error: '作业本身出错',
