@@ -64,6 +64,8 @@ def main() -> int:
     except BadSettings as error:
         print(error, file=sys.stderr)  # noqa: T201 - for the person at the terminal
         return 2
+    # What it writes is for its own account: the database, the token.
+    os.umask(0o077)
     _log_as_json(settings.log_level)
     refusal = _refusal(settings)
     if refusal is not None:

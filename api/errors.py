@@ -13,6 +13,8 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -83,14 +85,16 @@ class Problem(Exception):
         return STATUS[self.code]
 
 
-def blame(code: str, errors: Sequence[schemas.FieldError]) -> Problem:
-    """A 422 about fields; its detail says the first of them in a sentence."""
+def blame(code: str, errors: Sequence[schemas.FieldError], *, num_unlisted: int = 0) -> Problem:
+    """A 422 about fields; its detail says the first of them in a sentence, and how many more there are."""
     first = errors[0]
     detail = f"{first.field}: {first.message}."
     if first.fix:
         detail += f" {first.fix[0].upper()}{first.fix[1:]}{'' if first.fix.endswith('?') else '.'}"
     if len(errors) > 1:
-        detail += f" ({len(errors) - 1} more in `errors`.)"
+        detail += (
+            f" ({len(errors) - 1} more in `errors`{f', and {num_unlisted:,} beyond them' if num_unlisted else ''}.)"
+        )
     return Problem(code, detail, errors=errors)
 
 
@@ -173,7 +177,20 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return response(blame("invalid_request", fields.of_request(error.errors())), request_id=request.state.request_id)
+    found = error.errors()
+    told = fields.of_request(found, _expected(request))
+    problem = blame("invalid_request", told, num_unlisted=len(found) - len(told))
+    return response(problem, request_id=request.state.request_id)
+
+
+def _expected(request: Request) -> dict[str, type[BaseModel]]:
+    """What the route takes as its body and as its query, where a model describes it."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return {}
+    taken = {"body": route.dependant.body_params, "query": route.dependant.query_params}
+    found = {place: one.field_info.annotation for place, params in taken.items() for one in params}
+    return {place: kind for place, kind in found.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
 
 
 async def _http(request: Request, error: Exception) -> Response:

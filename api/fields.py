@@ -45,23 +45,44 @@ _TYPE_FIXES: Final = {
 }
 
 
+_FORMS: Final = {
+    schemas.LINE: ("has control characters in it", "leave them out"),
+    schemas.TITLE: ("is blank or has control characters in it", "give a line of text"),
+    schemas.LABEL: (
+        "is no name for a label",
+        "take letters, digits and . _ - /, a letter or digit first, at most 63 in all",
+    ),
+    schemas.LABELLED: ("is no label and value", "give it as key=value, as the job has it"),
+    schemas.KEY: ("is no key", "give 1 to 255 printable ASCII characters without spaces"),
+}
+"""What is wrong with text of another form than asked for, and the way out."""
+_OTHER_FORM: Final = ("is not of the form that is asked for", "keep to the one that GET /openapi.json gives")
+
+MAX_ERRORS: Final = 20
+MAX_NAME_CHARS: Final = 64
+"""A sender's own words are repeated to them only so far: an answer is no larger than a request, and takes no longer to make."""
+
+
 _FIX_SPEC: Final = "correct it; GET /schema lists every field with its bounds"
 
 
-def of_request(errors: Sequence[Any]) -> list[schemas.FieldError]:
-    """A request's validation errors, `field` dotted from the body's root; `query.…` and `header.…` outside of it."""
-    return [_field_error(error, _dotted(error["loc"]), error["loc"]) for error in errors]
+def of_request(errors: Sequence[Any], models: Mapping[str, type[BaseModel]]) -> list[schemas.FieldError]:
+    """A request's first validation errors, `field` dotted from the body's root; `query.…` and `header.…` outside of it.
+
+    `models`: what was expected as `body` and as `query`.
+    """
+    return [_field_error(error, _dotted(error["loc"]), error["loc"], models) for error in errors[:MAX_ERRORS]]
 
 
 def of_train(errors: Sequence[ErrorDetails]) -> list[schemas.FieldError]:
-    """Errors of the training spec by itself, which stands under `train`."""
-    return [
-        _field_error(error, ".".join(("train", *map(str, error["loc"]))), ("body", "train", *error["loc"]))
-        for error in errors
-    ]
+    """The first errors of the training spec by itself, which stands under `train`."""
+    located = [(error, ("body", "train", *error["loc"])) for error in errors[:MAX_ERRORS]]
+    return [_field_error(error, _dotted(location), location, {"body": schemas.JobSpec}) for error, location in located]
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
+    if len(name) > MAX_NAME_CHARS:
+        return None
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -70,11 +91,18 @@ def _dotted(location: tuple[int | str, ...]) -> str:
     place, *rest = location
     if place == "body":
         # A body that is no JSON is located by the character where it breaks.
-        return ".".join(map(str, rest)) if rest and not isinstance(rest[0], int) else "body"
-    return ".".join(map(str, (place, *(_NAMES.get(str(part), part) for part in rest))))
+        return ".".join(map(_short, rest)) if rest and not isinstance(rest[0], int) else "body"
+    return ".".join((str(place), *(_short(_NAMES.get(str(part), part)) for part in rest)))
 
 
-def _field_error(error: Mapping[str, Any], field: str, location: Sequence[int | str]) -> schemas.FieldError:
+def _short(name: int | str) -> str:
+    text = str(name)
+    return text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}…"
+
+
+def _field_error(
+    error: Mapping[str, Any], field: str, location: Sequence[int | str], models: Mapping[str, type[BaseModel]]
+) -> schemas.FieldError:
     kind: str = error["type"]
     context: Mapping[str, Any] = error.get("ctx") or {}
     if kind == "spec":
@@ -84,7 +112,9 @@ def _field_error(error: Mapping[str, Any], field: str, location: Sequence[int | 
         message, fix = _told(str(context.get("error", error["msg"])))
         return schemas.FieldError(field=field, code="invalid", message=message, fix=fix or _FIX_SPEC)
     code = _CODES.get(kind) or ("wrong_type" if kind.endswith(("_type", "_parsing", "_from_float")) else "invalid")
-    return schemas.FieldError(field=field, code=code, message=_message(kind, error), fix=_fix(kind, context, location))
+    return schemas.FieldError(
+        field=field, code=code, message=_message(kind, error), fix=_fix(kind, context, location, models)
+    )
 
 
 def _told(text: str) -> tuple[str, str]:
@@ -100,15 +130,19 @@ def _message(kind: str, error: Mapping[str, Any]) -> str:
         return "is not a field that is known here"
     if kind == "json_invalid":
         return f"is not JSON: {(error.get('ctx') or {}).get('error', 'unreadable')} at character {error['loc'][-1]}"
+    if kind == "string_pattern_mismatch":
+        return _FORMS.get(error["ctx"]["pattern"], _OTHER_FORM)[0]
     text = str(error["msg"])
     return text[:1].lower() + text[1:]
 
 
-def _fix(kind: str, context: Mapping[str, Any], location: Sequence[int | str]) -> str:
+def _fix(
+    kind: str, context: Mapping[str, Any], location: Sequence[int | str], models: Mapping[str, type[BaseModel]]
+) -> str:
     if kind == "missing":
         return "give it"
     if kind == "extra_forbidden":
-        return _fix_unknown(location)
+        return _fix_unknown(location, models)
     for key, words in (("le", "at most"), ("ge", "at least"), ("lt", "less than"), ("gt", "more than")):
         if key in context:
             return f"give {words} {context[key]}"
@@ -117,7 +151,7 @@ def _fix(kind: str, context: Mapping[str, Any], location: Sequence[int | str]) -
     if "min_length" in context:
         return f"give at least {context['min_length']}"
     if kind == "string_pattern_mismatch":
-        return "leave out control characters, and keep to the form that GET /openapi.json gives for it"
+        return _FORMS.get(context["pattern"], _OTHER_FORM)[1]
     if "expected" in context:
         return f"give {context['expected']}"
     return next(
@@ -125,23 +159,23 @@ def _fix(kind: str, context: Mapping[str, Any], location: Sequence[int | str]) -
     )
 
 
-def _fix_unknown(location: Sequence[int | str]) -> str:
+def _fix_unknown(location: Sequence[int | str], models: Mapping[str, type[BaseModel]]) -> str:
     *parents, name = location
-    known = _known_names(parents)
+    known = _known_names(parents, models)
     close = nearest(str(name), known)
     if close:
         return f"did you mean {close}?"
     return (
         f"remove it; known are {', '.join(known)}"
         if 0 < len(known) <= 12
-        else "remove it; GET /schema lists what is known"
+        else "remove it; GET /openapi.json lists what is known"
     )
 
 
-def _known_names(parents: Sequence[int | str]) -> list[str]:
-    if not parents or parents[0] != "body":
+def _known_names(parents: Sequence[int | str], models: Mapping[str, type[BaseModel]]) -> list[str]:
+    model = models.get(str(parents[0])) if parents else None
+    if model is None:
         return []
-    model: type[BaseModel] = schemas.JobSpec
     for part in parents[1:]:
         found = model.model_fields.get(str(part))
         nested = next((one for one in _models_in(found.annotation) if found), None) if found else None

@@ -35,6 +35,7 @@ _NEXT: Final[Mapping[ExitReason, str]] = {
     ExitReason.LAUNCH_ERROR: "look at the worker's log on that host and submit it again",
     ExitReason.TIME_LIMIT: "retry it, and it goes on for as long again from its last checkpoint, or submit it with a greater time_limit_s",
 }
+_NEXT_UNSTARTED: Final = "correct the spec or the data and submit it again"
 _NEXT_OTHERWISE: Final = "look at the log and submit it again"
 
 
@@ -111,6 +112,9 @@ def _of_failed(attempt: models.Attempt) -> str:
     reason = attempt.exit_reason.value.replace("_", " ") if attempt.exit_reason else "no reason is known"
     what = _clause(attempt.message) if attempt.message else f"failed: {reason}"
     step = _NEXT.get(attempt.exit_reason, _NEXT_OTHERWISE) if attempt.exit_reason else _NEXT_OTHERWISE
+    if attempt.exit_reason is ExitReason.USER_ERROR and attempt.failing_rank is None:
+        # Refused before its launch: there is no log.
+        step = _NEXT_UNSTARTED
     return f"{what}; {step}"
 
 

@@ -17,8 +17,18 @@ MAX_LABELS: Final = 64
 MAX_DEVICES: Final = 8
 YEAR_S: Final = 366 * 24 * 3600.0
 
-Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+LINE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"
+TITLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"
+LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+LABELLED: Final = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[^\x00-\x1f\x7f-\x9f]{0,256}$"
+KEY: Final = r"^[\x21-\x7e]{1,255}$"
+
+Line = Annotated[str, Field(pattern=LINE)]
 """Text of one line: what people name things by, and what they search for."""
+Title = Annotated[str, Field(pattern=TITLE)]
+"""Such a text that is not blank."""
+Label = Annotated[str, Field(pattern=LABEL)]
+"""What labels are called: what every database finds in a JSON object, and what stands before the `=` of a query."""
 
 
 class _In(BaseModel):
@@ -54,7 +64,7 @@ class JobSpec(_In):
     """A preset and what differs from it."""
 
     preset: Line = Field(min_length=1, max_length=64, description="A name of GET /presets.")
-    name: Line | None = Field(
+    name: Title | None = Field(
         None, min_length=1, max_length=128, description="For people; the preset's name where it is left out."
     )
     train: TrainOverrides = Field(  # pyright: ignore[reportInvalidTypeForm]
@@ -73,7 +83,7 @@ class JobSpec(_In):
         le=10 * YEAR_S,
         description="How long it may have its devices, over all its attempts; null: for ever.",
     )
-    labels: dict[Annotated[Line, Field(min_length=1, max_length=63)], Annotated[Line, Field(max_length=256)]] = Field(
+    labels: dict[Label, Annotated[Line, Field(max_length=256)]] = Field(
         default_factory=dict, max_length=MAX_LABELS, description="Names and values to find the job by."
     )
 

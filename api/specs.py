@@ -35,9 +35,9 @@ def resolve(spec: schemas.JobSpec) -> tuple[NewJob, TrainConfig]:
     try:
         train = presets.resolve(preset, spec.train.model_dump(exclude_unset=True))
     except ValidationError as error:
-        raise errors.blame(
-            "invalid_spec", fields.of_train(error.errors(include_url=False, include_input=False))
-        ) from None
+        found = error.errors(include_url=False, include_input=False)
+        told = fields.of_train(found)
+        raise errors.blame("invalid_spec", told, num_unlisted=len(found) - len(told)) from None
     new = NewJob(
         name=spec.name or preset.name,
         preset=preset.name,

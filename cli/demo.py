@@ -129,8 +129,7 @@ def _running_plane(environment: dict[str, str]) -> Generator[httpx.Client]:
         yield http
         return
     environment.setdefault("LONGYARD_PORT", _port())
-    log = data_dir / "log" / "up.log"
-    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = plane.make_data_dir(data_dir) / "up.log"
     with open(log, "wb") as output:
         up = _start(environment, output)
     try:

@@ -246,17 +246,26 @@ class Plane:
 def up(environment: Mapping[str, str]) -> int:
     """Run the plane that `environment` (LONGYARD_*) describes, here, until ^C. One a data directory: a second one only tells."""
     data_dir = client.data_dir(environment)
-    try:
-        for directory in (data_dir, data_dir / "log"):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlaneError(f"{data_dir} cannot be the data directory: {error.strerror}") from error
+    os.umask(0o077)
+    make_data_dir(data_dir)
     with open(data_dir / "up.lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return _tell_running(data_dir)
         return Plane(data_dir, {**environment, "LONGYARD_DATA_DIR": str(data_dir)}).run()
+
+
+def make_data_dir(data_dir: Path) -> Path:
+    """For its owner alone, where it is not there yet. Answers where the processes of a plane log. Raises PlaneError."""
+    logs = data_dir / "log"
+    try:
+        # One by one: mkdir's mode is not for the parents it makes.
+        for directory in (data_dir, logs):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlaneError(f"{data_dir} cannot be the data directory: {error.strerror}") from error
+    return logs
 
 
 def announce(data_dir: Path, url: str, *, devices: str | None = None, title: str = "Longyard is running.") -> None:

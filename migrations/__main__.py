@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,6 +15,8 @@ from store.settings import load
 def main() -> None:
     try:
         settings = load()
+        # An embedded database is for its own account.
+        os.umask(0o077)
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         upgrade(settings.db_url)
     except (LongyardError, OSError) as error:

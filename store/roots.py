@@ -36,6 +36,8 @@ def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
         raise PathRefused("not a path", fix=f"give an absolute path of printable characters, at most {MAX_PATH_CHARS}")
     if not path.startswith("/"):
         raise PathRefused("not an absolute path", fix="give the whole path, from /")
+    if ".." in path.split("/"):
+        raise PathRefused("`..` in it", fix="give the path as it is without")
     if not covered(path, roots=roots):
         raise PathRefused("outside the data roots", fix=_fix(roots))
     try:

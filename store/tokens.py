@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, Literal
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from store.db import now
@@ -22,6 +22,7 @@ from store.models import Token
 
 Kind = Literal["token", "session", "login_code"]
 
+ADMIN: Final = "admin"
 SESSION_S: Final = 30 * 24 * 3600.0
 LOGIN_CODE_S: Final = 600.0
 
@@ -76,7 +77,10 @@ def revoke(session: Session, token_sha256: str) -> None:
 
 
 def ensure_admin(session: Session, token_file: Path) -> str:
-    """The admin's token from its file, made at the first start with mode 0600; the file is the truth, the row follows it."""
+    """The admin's token from its file, made at the first start with mode 0600; the file is the truth, the rows follow it.
+
+    Another file than the last time is a rotation: what opened the door before, tokens, sessions and links, opens it no more.
+    """
     token_file.parent.mkdir(parents=True, exist_ok=True)
     if not token_file.exists():
         _make_file(token_file, secrets.token_urlsafe(32))
@@ -84,8 +88,14 @@ def ensure_admin(session: Session, token_file: Path) -> str:
     secret = token_file.read_text().strip()
     if len(secret) < 32:
         raise Unauthenticated(f"{token_file} holds no token; delete it, and the next start makes a new one")
-    if session.get(Token, _sha256(secret)) is None:
-        _keep(session, secret, kind="token", owner="admin", scope="admin", expires_in_s=None)
+    known = session.get(Token, _sha256(secret))
+    if known is None or known.revoked_at is not None:
+        older = update(Token).where(Token.owner == ADMIN, Token.revoked_at.is_(None))
+        session.execute(older.values(revoked_at=now()))
+        if known is None:
+            _keep(session, secret, kind="token", owner=ADMIN, scope=ADMIN, expires_in_s=None)
+        else:
+            known.revoked_at = None
     return secret
 
 

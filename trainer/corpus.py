@@ -88,7 +88,7 @@ def read(
         content = _content_sha256(path, cache, work)
         digest = _key(content, path, config, vocabulary)
         target = cache / digest
-        with _locked(cache / f"{digest}.lock", lambda: work(f"waiting for who tokenizes {path.name}", 0, 0)):
+        with _locked(cache / f"{digest}.lock", lambda: work(f"waiting until {path.name} is tokenized", 0, 0)):
             if not target.is_dir():
                 say(f"tokenizing {path}")
                 _build(path, field, config, vocabulary, target, work)
@@ -171,8 +171,15 @@ def _build(path: Path, field: str, config: RunConfig, vocabulary: Vocabulary, ta
                 work(f"tokenizing {path.name}", source.bytes_read(), size)
     if not end:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise BadInput(f"{field}: {path} has no text in it")
+        raise BadInput(_why_empty(path, field))
     durable.publish(temporary, target)
+
+
+def _why_empty(path: Path, field: str) -> str:
+    with text.documents(path, field) as source:
+        if any(line.strip() for line in source.lines):
+            return f"tokenizer_name: it makes no token of the text in {path}; take the tokenizer of this kind of text"
+    return f"{field}: {path} has no text in it"
 
 
 def _by_document(encoded: Iterator[list[TokenPiece]], room: int) -> Iterator[list[TokenArray]]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import logging as transformers_logging
 from transformers.models.longformer.configuration_longformer import LongformerConfig
@@ -156,7 +157,7 @@ def _load(directory: Path, shape: LongformerConfig) -> LongformerForMaskedLM:
                 output_loading_info=True,
             ),
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInput(f"model_name_or_path: {directory} cannot be loaded: {error}") from error
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("lm_head."))
     if missing:

@@ -26,6 +26,8 @@ def main() -> None:
         settings = load()
     except BadSettings as error:
         sys.exit(str(error))
+    # Logs and weights are for its own account, and its attempts inherit this.
+    os.umask(0o077)
     lock = _only_one(settings)
     configure(settings, host=settings.host_name)
     try:

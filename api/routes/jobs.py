@@ -31,7 +31,7 @@ Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        pattern=r"^[\x21-\x7e]{1,255}$",
+        pattern=schemas.KEY,
         description="The same key and body again give the same job.",
     ),
 ]
@@ -48,7 +48,7 @@ class Selection(BaseModel):
 
     status: Annotated[JobStatus | None, Blank] = None
     owner: Annotated[Line | None, Blank] = Field(None, max_length=128)
-    label: list[Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f=]{1,63}=[^\x00-\x1f\x7f]{0,256}$")]] = Field(
+    label: list[Annotated[str, Field(pattern=schemas.LABELLED)]] = Field(
         default_factory=list, max_length=schemas.MAX_LABELS, description="`key=value`; several must all hold."
     )
     q: Annotated[Line | None, Blank] = Field(None, max_length=128, description="Part of the name or the id.")
