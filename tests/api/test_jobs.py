@@ -101,6 +101,7 @@ def test_a_key_of_other_characters_is_refused(client: httpx.Client, spec: dict[s
         answer = client.post("/jobs", json=spec, headers=[(b"Idempotency-Key", key)])
         assert answer.status_code == 422, key
         assert answer.json()["errors"][0]["field"] == "header.Idempotency-Key"
+        assert answer.json()["errors"][0]["fix"] == "give 1 to 255 printable ASCII characters without spaces"
     assert client.post("/jobs", json=spec, headers={"Idempotency-Key": "x" * 255}).status_code == 201
 
 
@@ -212,6 +213,15 @@ def test_lists_filter(client: httpx.Client, submit: Submit) -> None:
     assert names(q="%") == []
     assert names(owner="admin", status="queued") == ["blue one", "red one"]
     assert names(owner="nobody") == []
+
+
+def test_every_label_that_is_taken_is_found(client: httpx.Client, submit: Submit) -> None:
+    labels = {"team": "nlp", "a.b/c_d-E9": 'x=y "quoted" \\ é 中', "0": "", "k" * 63: "v" * 256}
+    submit("labelled", labels=labels)
+    submit("other", labels={key: f"{value}!"[-256:] for key, value in labels.items()})
+    for key, value in labels.items():
+        answer = client.get("/jobs", params={"label": f"{key}={value}"})
+        assert [job["name"] for job in answer.json()["data"]] == ["labelled"], (key, answer.text)
 
 
 UNMEANT_QUERIES = {
@@ -352,6 +362,14 @@ def test_a_failed_job_tells_the_rank_the_reason_and_the_last_lines(
     )
     assert job["log_tail"] == [*lines[11:], "ValueError: \ufffd]0;no\ufffd \x1b[31mbad\x1b[0m"]
     assert job["attempt"]["exit_reason"] == "user_error"
+
+
+def test_a_job_that_was_refused_before_its_launch_has_no_log_to_look_at(
+    client: httpx.Client, running: Attempt, database: Database
+) -> None:
+    close(database, running, ExitReason.USER_ERROR, message="train.train_file: there is no such file")
+    reason = client.get(f"/jobs/{running.job_id}").json()["status_reason"]
+    assert reason == "train.train_file: there is no such file; correct the spec or the data and submit it again"
 
 
 def test_a_failure_names_its_rank_once(client: httpx.Client, running: Attempt, database: Database) -> None:

@@ -65,8 +65,14 @@ def test_shapes_that_are_wrong_name_field_and_fix(client: httpx.Client, spec: Sp
         (spec | {"num_devices": "2"}, "num_devices", "give a whole number"),
         (spec | {"device_type": "tpu"}, "device_type", "give 'npu', 'cuda', 'cpu' or 'any'"),
         (spec | {"name": "x" * 129}, "name", "keep it within 128"),
-        (spec | {"name": "a\nb"}, "name", ""),
-        (spec | {"name": "a\x00b"}, "name", ""),
+        (spec | {"name": "a\nb"}, "name", "give a line of text"),
+        (spec | {"name": "a\x00b"}, "name", "give a line of text"),
+        (spec | {"name": " \u3000 "}, "name", "give a line of text"),
+        (spec | {"labels": {"a=b": "v"}}, "labels.a=b.[key]", "take letters, digits"),
+        (spec | {"labels": {'a"b': "v"}}, 'labels.a"b.[key]', "take letters, digits"),
+        (spec | {"labels": {"é": "v"}}, "labels.é.[key]", "take letters, digits"),
+        (spec | {"labels": {"": "v"}}, "labels..[key]", "take letters, digits"),
+        (spec | {"labels": {"k": "a\nb"}}, "labels.k", "leave them out"),
         (spec | {"labels": {f"k{n}": "v" for n in range(65)}}, "labels", "keep it within 64"),
         (spec | {"labels": {"k": 1}}, "labels.k", "give a string"),
         (spec | {"labels": [["k", "v"]]}, "labels", "give an object"),
@@ -79,6 +85,30 @@ def test_shapes_that_are_wrong_name_field_and_fix(client: httpx.Client, spec: Sp
         assert list(found) == [field], body
         assert found[field]["fix"].startswith(fix), found
     assert client.get("/jobs").json()["data"] == []
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/login"])
+def test_what_is_all_wrong_is_answered_briefly(client: httpx.Client, spec: Spec, path: str) -> None:
+    """Whoever sends much that is unknown gets the first of it back, cut, and how much more there was."""
+    for unknown in ({f"preset{n}": 1 for n in range(10_000)}, {"x" * 200_000: 1}):
+        answer = client.post(path, json=unknown)
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "invalid_request")
+        assert len(problem["errors"]) == min(20, len(unknown) + (path == "/jobs"))
+        assert all(error["fix"] for error in problem["errors"])
+        assert len(answer.content) < 8_000
+    many = client.post("/jobs", json=with_train(spec, **{f"seed{n}": 1 for n in range(10_000)}))
+    assert "19 more in `errors`, and 9,980 beyond them" in many.json()["detail"]
+    assert len(many.content) < 8_000
+
+
+def test_an_unknown_field_is_compared_with_what_that_route_takes(client: httpx.Client) -> None:
+    found = refusal(client.post("/login", json={"cod": "x"}), "invalid_request")
+    assert found["cod"]["fix"] == "did you mean code?"
+    found = refusal(client.post("/login", json={"preset": "x"}), "invalid_request")
+    assert found["preset"]["fix"] == "remove it; known are code, token"
+    found = refusal(client.get("/jobs?foo=1"), "invalid_request")
+    assert found["query.foo"]["fix"] == "remove it; known are status, owner, label, q, limit, after"
 
 
 def test_limits_hold_at_their_edge(client: httpx.Client, spec: Spec) -> None:

@@ -43,6 +43,11 @@ def test_anything_else_is_refused_with_a_way_out(root: Path, path: str) -> None:
     assert caught.value.fix
 
 
+def test_a_way_back_up_is_named_as_what_it_is(root: Path) -> None:
+    with pytest.raises(PathRefused, match=r"`\.\.` in it"):
+        roots.resolve(f"{root}/lf_token/../train.txt", roots=[root], kind="file")
+
+
 def test_what_a_directory_holds_leads_nowhere_else(root: Path, tmp_path: Path) -> None:
     inner = root / "lf_token"
     os.symlink(root / "train.txt", inner / "merges.txt")

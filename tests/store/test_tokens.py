@@ -50,6 +50,33 @@ def test_a_login_code_works_once(database: Database) -> None:
         tokens.redeem(session, code)
 
 
+def test_another_token_file_shuts_out_what_the_earlier_one_let_in(database: Database, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with database.write() as session:
+        first = tokens.ensure_admin(session, file)
+        cookie = tokens.mint(session, kind="session", owner="admin", scope="admin", expires_in_s=60)
+        link = tokens.mint(session, kind="login_code", owner="admin", scope="admin", expires_in_s=60)
+        others = tokens.mint(session, kind="token", owner="ada", scope="submit")
+    file.unlink()
+    with database.write() as session:
+        second = tokens.ensure_admin(session, file)
+    old: list[tuple[str, tokens.Kind]] = [(first, "token"), (cookie, "session"), (link, "login_code")]
+    with database.read() as session:
+        for secret, kind in old:
+            with pytest.raises(Unauthenticated):
+                tokens.verify(session, secret, kind=kind)
+        assert tokens.verify(session, second, kind="token").owner == "admin"
+        assert tokens.verify(session, others, kind="token").owner == "ada"
+    # The file is the truth: the earlier one, put back, is good again, and alone.
+    file.write_text(first)
+    with database.write() as session:
+        assert tokens.ensure_admin(session, file) == first
+    with database.read() as session:
+        assert tokens.verify(session, first, kind="token").owner == "admin"
+        with pytest.raises(Unauthenticated):
+            tokens.verify(session, second, kind="token")
+
+
 def test_the_admins_token_is_made_once_and_kept_private(database: Database, tmp_path: Path) -> None:
     file = tmp_path / "new" / "token"
     with database.write() as session:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import zstandard
 
 from tests.trainer.conftest import LIMIT_S, ROOT, Inputs
@@ -242,6 +243,18 @@ def test_bad_text_is_told_by_file_and_line(
     with pytest.raises(BadInput, match="train_file: ") as caught:
         sequences(tmp_path / name, config, vocabulary, tmp_path / "cache")
     assert says in str(caught.value)
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_text_is_blamed_for_it(
+    spec: Spec, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("hello world\n")
+    bare = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bare.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    bare.save(str(tmp_path / "tokenizer.json"))
+    config = RunConfig.model_validate(spec(line_by_line=True))
+    with pytest.raises(BadInput, match=r"tokenizer_name: it makes no token of the text in .*a\.txt"):
+        sequences(tmp_path / "a.txt", config, tokenizer.load(tmp_path), tmp_path / "cache")
 
 
 def test_a_byte_order_mark_is_no_text(spec: Spec, vocabulary: Vocabulary, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The model's loss: where logits are computed, how rows are packed, what is trained."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from trainer import corpus, data, model, plan, tokenizer
 from trainer.config import RunConfig
 from trainer.data import EVALUATION_EPOCH, Batch
 from trainer.device import Device
+from trainer.errors import BadInput
 from trainer.place import Place
 from trainer.tokenizer import Vocabulary
 
@@ -110,3 +112,16 @@ def test_checkpointed_activations_give_the_same_gradients(
         ours(batches[0]).backward()
         gradients.append([p.grad for p in ours.parameters() if p.grad is not None])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_weights_that_cannot_be_read_name_their_field(
+    spec: Spec, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Path
+) -> None:
+    model.save(model.build(RunConfig.model_validate(spec()), vocabulary), vocabulary, tmp_path)
+    config = RunConfig.model_validate(spec(model_name_or_path=str(tmp_path), from_scratch=None))
+    model.build(config, vocabulary)
+    weights = tmp_path / "model.safetensors"
+    for content in (b"\xff" * 1000, weights.read_bytes()[:-100], b""):
+        weights.write_bytes(content)
+        with pytest.raises(BadInput, match=r"model_name_or_path: .* cannot be loaded"):
+            model.build(config, vocabulary)
