@@ -28,6 +28,8 @@ from store.tokens import Identity
 
 COOKIE: Final = "longyard_session"
 MAX_BODY_BYTES: Final = 256 * 1024
+MAX_STRANGERS_BODY_BYTES: Final = 4 * 1024
+"""From whoever has not shown credentials: reading much costs time that others wait for."""
 BODY_TIMEOUT_S: Final = 15.0
 REMEMBER_S: Final = 0.8  # a revoked secret is refused within a second
 MAX_REMEMBERED: Final = 1024
@@ -88,9 +90,11 @@ class Guard:
         headers = Headers(scope=scope)
         try:
             self._check_host(headers)
-            _check_origin(scope, headers, await self._admit(scope, headers))
+            credentials = await self._admit(scope, headers)
+            _check_origin(scope, headers, credentials)
             if scope["method"] not in SAFE:
-                receive = await _bounded_body(headers, receive)
+                limit = MAX_STRANGERS_BODY_BYTES if credentials == "open" else MAX_BODY_BYTES
+                receive = await _bounded_body(headers, receive, limit)
         except Exception as error:
             problem = errors.of_exception(error)
             if problem is None:
@@ -161,7 +165,7 @@ def _check_origin(scope: Scope, headers: Headers, credentials: Literal["open", "
         raise Problem("forbidden", "This request does not come from a page of this server.")
 
 
-async def _bounded_body(headers: Headers, receive: Receive) -> Receive:
+async def _bounded_body(headers: Headers, receive: Receive, limit: int) -> Receive:
     """The whole body, read before anything looks at it, so that no route can be fed without end."""
     length = headers.get("content-length")
     has_body = length not in (None, "0") or "transfer-encoding" in headers
@@ -170,11 +174,11 @@ async def _bounded_body(headers: Headers, receive: Receive) -> Receive:
         0
     ].strip().lower() != "application/json":
         raise Problem("unsupported_media_type", "Send JSON, with `Content-Type: application/json`.")
-    if length is not None and (not length.isdecimal() or len(length) > 12 or int(length) > MAX_BODY_BYTES):
-        raise _too_large()
+    if length is not None and (not length.isdecimal() or len(length) > 12 or int(length) > limit):
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await _read(receive)
+            body = await _read(receive, limit)
     except TimeoutError:
         problem = f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s."
         raise Problem("request_timeout", problem, headers={"Connection": "close"}) from None
@@ -190,7 +194,7 @@ async def _bounded_body(headers: Headers, receive: Receive) -> Receive:
     return replay
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, limit: int) -> bytes:
     parts, length, more = list[bytes](), 0, True
     while more:
         message = await receive()
@@ -199,13 +203,13 @@ async def _read(receive: Receive) -> bytes:
         parts.append(message.get("body", b""))
         length += len(parts[-1])
         more = message.get("more_body", False)
-        if length > MAX_BODY_BYTES:
-            raise _too_large()
+        if length > limit:
+            raise _too_large(limit)
     return b"".join(parts)
 
 
-def _too_large() -> Problem:
-    detail = f"The body is larger than {MAX_BODY_BYTES // 1024} KiB. Put data into files and name them."
+def _too_large(limit: int) -> Problem:
+    detail = f"The body is larger than {limit // 1024} KiB. Put data into files and name them."
     return Problem("too_large", detail, headers={"Connection": "close"})
 
 
