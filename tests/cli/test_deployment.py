@@ -28,6 +28,22 @@ def test_all_of_ours_share_one_data_directory(services: dict[str, Json]) -> None
     assert {mounted(services[name], DATA_DIR) for name in OURS} == {("volume", "data")}
 
 
+def test_the_port_that_is_published_is_the_one_that_the_login_link_names() -> None:
+    """`longyard login` in the container can only name the port that the API there listens on."""
+    api = read(LONGYARD_PUBLISH_PORT="9001")["api"]
+    assert [(one["host_ip"], one["published"], one["target"]) for one in api["ports"]] == [("127.0.0.1", "9001", 9001)]
+    assert api["environment"]["LONGYARD_PORT"] == "9001"
+    assert "//127.0.0.1:9001/" in " ".join(api["healthcheck"]["test"])
+
+
+def test_the_operator_may_let_trainers_onto_the_network(services: dict[str, Json]) -> None:
+    """The API refuses hub names or not, the worker fetches or not: both read it."""
+    allowing = read(LONGYARD_ALLOW_NETWORK="true")
+    for name in OURS:
+        assert services[name]["environment"]["LONGYARD_ALLOW_NETWORK"] == "false"
+        assert allowing[name]["environment"]["LONGYARD_ALLOW_NETWORK"] == "true"
+
+
 def read(**environment: str) -> dict[str, Json]:
     passwords = {"LONGYARD_POSTGRES_PASSWORD": "unused", "LONGYARD_REDIS_PASSWORD": "unused"}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LONGYARD_")}
