@@ -178,6 +178,19 @@ def test_a_used_link_and_no_login_are_answered_in_words(chromium: Browser, plane
     context.close()
 
 
+def test_an_address_of_nothing_says_so_and_leads_to_the_jobs(page: Page, plane: Plane, complaints: list[str]) -> None:
+    for path, words in (("/ui/jobs/nope", "There is no such job."), ("/ui/foo", "There is no such page.")):
+        page.goto(plane.url + path)
+        expect(page.get_by_role("heading", name=words)).to_be_visible()
+        expect(page.get_by_text("typed wrong")).to_be_visible()
+        expect(page.get_by_test_id("connection")).to_have_text("")
+    page.locator("main").get_by_role("link", name="All jobs").click()
+    expect(page.get_by_test_id("connection")).to_have_text("Live")
+    # The browser itself complains of the job's 404, which is the point.
+    assert all("404" in line for line in complaints)
+    complaints.clear()
+
+
 def test_who_waits_is_told_its_place_why_and_until_when(page: Page, plane: Plane, eventually: Eventually) -> None:
     first = plane.submit("runs", num_devices=3, max_steps=100_000)
     eventually(lambda: (plane.job(first)["progress"] or {}).get("eta_s"))

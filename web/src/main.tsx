@@ -3,7 +3,7 @@ import './styles/index.css';
 import { render } from 'preact';
 import { useEffect } from 'preact/hooks';
 import { Header } from './components/Header';
-import { Notice, OfflineBar, SignedOutBanner } from './components/Notice';
+import { Missing, OfflineBar, SignedOutBanner } from './components/Notice';
 import { HostsPage } from './pages/HostsPage';
 import { JobPage } from './pages/JobPage';
 import { JobsPage } from './pages/JobsPage';
@@ -27,7 +27,7 @@ function App() {
 function Page() {
   const here = route.value;
   if (here.page === 'job') return <JobPage key={here.id} id={here.id} />;
-  if (here.page === 'missing') return <Notice title={messages.value.not_found} />;
+  if (here.page === 'missing') return <Missing title={messages.value.not_found} />;
   return <Yard page={here.page} />;
 }
 

@@ -143,6 +143,15 @@ test('a page that nobody sees gives its connection back, and takes it up again',
   expect(Source.all).toHaveLength(2);
 });
 
+test('says nothing where no stream is open', () => {
+  close();
+  expect(connection.value).toBeNull();
+  const { stream } = start();
+  newest().open();
+  stream.close();
+  expect(connection.value).toBeNull();
+});
+
 test('once ended it stays so', () => {
   const { stream } = start();
   newest().open();

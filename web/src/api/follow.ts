@@ -17,8 +17,8 @@ const OFFLINE_AFTER_MS = 10_000;
 const LONGEST_WAIT_MS = 30_000;
 const HIDDEN_FOR_MS = 60_000;
 
-/** The state of the one stream of the open page. */
-export const connection = signal<Connection>('connecting');
+/** The state of the one stream of the open page; null while there is none, as on a page for something that is not there. */
+export const connection = signal<Connection | null>(null);
 
 /** Follow a stream until `close` is called; the page's connection state is kept up to date. */
 export function follow(options: FollowOptions): { close: () => void; end: () => void } {
@@ -109,6 +109,7 @@ export function follow(options: FollowOptions): { close: () => void; end: () => 
     clearTimeout(hiddenTimer);
     document.removeEventListener('visibilitychange', onVisibility);
     removeEventListener('online', wake);
+    connection.value = null;
   };
 
   connection.value = 'connecting';

@@ -92,8 +92,12 @@ function ConnectionMark() {
   const state = connection.value;
   return (
     <span class={`connection connection-${state}`} role="status" data-testid="connection" data-state={state}>
-      <span class="connection-dot" aria-hidden="true" />
-      <span class="connection-word">{t[`connection_${state}`]}</span>
+      {state !== null && (
+        <>
+          <span class="connection-dot" aria-hidden="true" />
+          <span class="connection-word">{t[`connection_${state}`]}</span>
+        </>
+      )}
     </span>
   );
 }

@@ -1,6 +1,7 @@
 // What stands in place of a page that cannot be shown, or on top of one that no longer follows.
 import type { ComponentChildren } from 'preact';
 import { connection } from '../api/follow';
+import { hrefOf } from '../lib/route';
 import { messages } from '../state/preferences';
 import type { Loading } from '../state/loading';
 
@@ -10,6 +11,19 @@ export function Notice({ title, children }: { title: string; children?: Componen
       <h2>{title}</h2>
       {children}
     </div>
+  );
+}
+
+/** In place of what an address names and is not there. */
+export function Missing({ title }: { title: string }) {
+  const t = messages.value;
+  return (
+    <Notice title={title}>
+      <p>{t.missing_text}</p>
+      <a class="button" href={hrefOf({ page: 'jobs' })}>
+        {t.back_to_jobs}
+      </a>
+    </Notice>
   );
 }
 
@@ -24,7 +38,7 @@ export function LoadingNotice({
   retry: () => void;
 }) {
   const t = messages.value;
-  if (loading.state === 'missing') return <Notice title={missing} />;
+  if (loading.state === 'missing') return <Missing title={missing} />;
   if (loading.state === 'loading') return <p class="quiet loading">{t.loading}</p>;
   if (loading.state !== 'failed' || connection.value === 'signed_out') return null;
   return (

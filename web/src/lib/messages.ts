@@ -14,6 +14,7 @@ export const en = {
   theme_dark: 'Theme: dark',
   switch_language: '切换到简体中文',
   not_found: 'There is no such page.',
+  missing_text: 'The address may have been typed wrong, or copied in part.',
   loading: 'Loading…',
   try_again: 'Try again',
   failed_to_load: (why: string) => `This could not be loaded: ${why}`,

@@ -12,6 +12,7 @@ export const zh: Messages = {
   theme_dark: '主题：深色',
   switch_language: 'Switch to English',
   not_found: '没有这个页面。',
+  missing_text: '地址可能输入有误，或未复制完整。',
   loading: '加载中…',
   try_again: '重试',
   failed_to_load: (why) => `无法加载：${why}`,

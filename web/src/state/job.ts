@@ -9,7 +9,7 @@ import {
   listEvents,
   type Action,
 } from '../api/client';
-import { follow } from '../api/follow';
+import { connection, follow } from '../api/follow';
 import type { Attempt, EventPage, Job, JobEvent, LogMessage, MetricsMessage } from '../api/types';
 import { isTerminal } from '../lib/jobList';
 import { addPoints, emptySeries, lastStepOf, type Series } from '../lib/series';
@@ -146,6 +146,8 @@ export function openJob(id: string): JobView {
       closed = true;
       log.close();
       stream?.close();
+      // A stream that has ended says so until its page is left.
+      connection.value = null;
     },
   };
 }
