@@ -9,8 +9,11 @@ import {
   formatPercent,
   formatRanges,
   formatTime,
+  formatLeft,
   formatUntil,
 } from './format';
+import { en } from './messages';
+import { zh } from './messages.zh';
 
 test('durations take their two largest units', () => {
   expect(formatDuration(0, 'en')).toBe('0 sec');
@@ -58,6 +61,17 @@ test('what is to come is told in the same units', () => {
   const now = Date.parse('2026-01-01T00:10:00Z');
   expect(formatUntil('2026-01-01T00:30:00Z', now, 'en')).toBe('in 20 min.');
   expect(formatUntil('2026-01-01T00:09:00Z', now, 'en')).toBe('now');
+});
+
+test('an expected start reads as a sentence', () => {
+  const now = Date.parse('2026-01-01T00:10:00Z');
+  const inTwo = formatLeft('2026-01-01T00:12:10Z', now, 'en');
+  expect(en.starts_about(inTwo)).toBe('starts in about 2 min');
+  expect(en.starts_roughly(inTwo)).toBe('starts in roughly 2 min');
+  expect(en.starts_about(formatLeft('2026-01-02T06:10:00Z', now, 'en'))).toBe('starts in about 1 day');
+  expect(en.starts_about(formatLeft('2026-01-01T00:09:00Z', now, 'en'))).toBe('is about to start');
+  expect(zh.starts_roughly(formatLeft('2026-01-01T00:12:10Z', now, 'zh'))).toBe('大致2分钟后开始');
+  expect(zh.starts_about(formatLeft('2026-01-01T00:09:00Z', now, 'zh'))).toBe('即将开始');
 });
 
 test('dates differ by language', () => {

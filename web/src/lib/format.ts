@@ -66,9 +66,14 @@ export function formatAge(at: string, now: number, locale: Locale): string {
 
 /** How soon, in one unit, rounded: "in 20 min."; what is due is "now". */
 export function formatUntil(at: string, now: number, locale: Locale): string {
-  const left = Math.max(0, Date.parse(at) - now);
-  const [, size] = unitOf(left / 1000);
-  return relative(Math.round(left / 1000 / size) * size * 1000, locale);
+  const [, size, count] = leftUntil(at, now);
+  return relative(count * size * 1000, locale);
+}
+
+/** The same as a length of time, to stand in a sentence: "20 min"; null for what is due. */
+export function formatLeft(at: string, now: number, locale: Locale): string | null {
+  const [unit, , count] = leftUntil(at, now);
+  return count === 0 ? null : unitText(count, unit, locale);
 }
 
 export function formatDateTime(at: string, locale: Locale): string {
@@ -104,6 +109,13 @@ function relative(milliseconds: number, locale: Locale): string {
   const [unit, size] = unitOf(seconds);
   const format = new Intl.RelativeTimeFormat(LOCALES[locale], { style: 'short', numeric: 'auto' });
   return format.format(Math.trunc(seconds / size), unit);
+}
+
+/** The unit, its length in seconds, and how many of it are left, rounded. */
+function leftUntil(at: string, now: number) {
+  const seconds = Math.max(0, Date.parse(at) - now) / 1000;
+  const [unit, size] = unitOf(seconds);
+  return [unit, size, Math.round(seconds / size)] as const;
 }
 
 const unitOf = (seconds: number) =>

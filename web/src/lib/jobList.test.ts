@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { Job } from '../api/types';
-import { matches, upsertJob } from './jobList';
+import { matches, titleOf, upsertJob } from './jobList';
 
 const job = (id: string, over: Partial<Job> = {}): Job => ({
   id,
@@ -46,4 +46,11 @@ test('filters by status and by text in name and id, as the server does', () => {
   expect(matches(one, { status: 'failed', text: '' })).toBe(false);
   expect(matches(one, { status: null, text: 'demo' })).toBe(false);
   expect(matches(one, { status: null, text: 'other' })).toBe(false);
+});
+
+test('a job whose name shows nothing is called by the end of its id', () => {
+  const blank = job('0193a7b2-0000-7000-8000-0000cafe1234', { name: ' \u3000\t' });
+  expect(titleOf(blank)).toBe('cafe1234');
+  expect(matches(blank, { status: null, text: titleOf(blank) })).toBe(true);
+  expect(titleOf(job('1'))).toBe('job 1');
 });

@@ -18,6 +18,9 @@ export const STATUSES: readonly JobStatus[] = [
 export const isTerminal = (status: JobStatus): boolean =>
   status === 'succeeded' || status === 'failed' || status === 'cancelled';
 
+/** What a job is called; a name that nobody can see gives way to the end of its id, which the filter finds, too. */
+export const titleOf = (job: Job): string => (job.name.trim() === '' ? job.id.slice(-8) : job.name);
+
 /** The list with a job put in or replaced; an older state of a job that overtook a newer one is left out. */
 export function upsertJob(jobs: readonly Job[], job: Job): readonly Job[] {
   const index = jobs.findIndex((other) => other.id === job.id);

@@ -3,7 +3,7 @@ import { useEffect, useMemo } from 'preact/hooks';
 import type { Action } from '../api/client';
 import type { Job } from '../api/types';
 import { formatCount, formatPercent } from '../lib/format';
-import { isTerminal } from '../lib/jobList';
+import { isTerminal, titleOf } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { Actions } from '../components/Actions';
 import { Chart } from '../components/Chart';
@@ -26,7 +26,7 @@ export function JobPage({ id }: { id: string }) {
   useEffect(() => view.close, [view]);
   const job = view.job.value;
   useEffect(() => {
-    if (job) document.title = titleOf(job);
+    if (job) document.title = tabTitleOf(job);
   });
   return (
     <>
@@ -64,7 +64,7 @@ function Head({ job, act }: { job: Job; act: (action: Action) => Promise<void> }
     <section class="card head">
       <div class="head-top">
         <div class="head-title">
-          <h1>{job.name}</h1>
+          <h1>{titleOf(job)}</h1>
           <div aria-live="polite" class="head-verdict">
             <Status job={job} large />
             <p class="reason" data-testid="reason">
@@ -197,10 +197,10 @@ function Charts({ view, job }: { view: JobView; job: Job }) {
 const reasonOf = (job: Job): string | null => (job.status_reason === job.status ? null : job.status_reason);
 
 /** A tab in the background tells how its job stands. */
-function titleOf(job: Job): string {
+function tabTitleOf(job: Job): string {
   const t = messages.value;
   const fraction = job.progress?.fraction ?? null;
   const state =
     job.status === 'running' && fraction !== null ? formatPercent(fraction, locale.value) : t[job.status];
-  return `${state} · ${job.name} · Longyard`;
+  return `${state} · ${titleOf(job)} · Longyard`;
 }

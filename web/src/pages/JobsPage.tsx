@@ -1,8 +1,8 @@
 // The table of jobs, live.
 import { useEffect } from 'preact/hooks';
 import type { Job, JobStatus } from '../api/types';
-import { formatCount, formatNumber, formatUntil } from '../lib/format';
-import { isTerminal, matches, STATUSES } from '../lib/jobList';
+import { formatCount, formatLeft, formatNumber } from '../lib/format';
+import { isTerminal, matches, STATUSES, titleOf } from '../lib/jobList';
 import { hrefOf } from '../lib/route';
 import { CopyButton } from '../components/Copy';
 import { LoadingNotice, Notice } from '../components/Notice';
@@ -110,7 +110,7 @@ function Row({ job }: { job: Job }) {
       </td>
       <td class="cell-name">
         <a class="row-link" href={hrefOf({ page: 'job', id: job.id })}>
-          {job.name}
+          {titleOf(job)}
         </a>
         <span class="quiet">{job.preset}</span>
       </td>
@@ -146,13 +146,13 @@ function RowProgress({ job }: { job: Job }) {
   );
 }
 
-/** "position 3 in the queue · starts in 40 min., about", and why it waits. */
+/** "position 3 in the queue · starts in about 40 min", and why it waits. */
 function RowWait({ wait }: { wait: NonNullable<Job['wait']> }) {
   const t = messages.value;
   const parts = [t.position(formatCount(wait.position ?? 0, locale.value))];
   if (wait.estimated_start_at !== null) {
-    const when = formatUntil(wait.estimated_start_at, now.value, locale.value);
-    parts.push(wait.is_promised ? t.starts_about(when) : t.starts_roughly(when));
+    const left = formatLeft(wait.estimated_start_at, now.value, locale.value);
+    parts.push(wait.is_promised ? t.starts_about(left) : t.starts_roughly(left));
   }
   return (
     <>
@@ -209,7 +209,7 @@ function Empty() {
 
 /** The demo by hand, as the README has it; `./run demo` makes the files that it names. */
 const curl = (): string => `curl ${location.origin}/jobs \\
-  -H "Authorization: Bearer $(cat .longyard/token)" \\
+  -H "Authorization: Bearer $(cat "\${LONGYARD_DATA_DIR:-.longyard}/token")" \\
   -H "Content-Type: application/json" -d @- <<END
 {"name": "first", "preset": "demo", "train": {
   "train_file": "$PWD/examples/corpus/train_corpus.txt",
