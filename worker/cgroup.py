@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
@@ -20,6 +21,7 @@ FILE: Final = "cgroup"
 PREFIX: Final = "longyard-"
 _CLONE_INTO_CGROUP: Final = 0x200000000
 _CLONE3: Final = 435
+_ALONE_WITHIN_S: Final = 0.02
 _api = ctypes.PyDLL(None, use_errno=True)
 
 log = logging.getLogger(__name__)
@@ -93,9 +95,11 @@ class Cgroup:
         except OSError:
             return os.fork()
         try:
-            return _clone_into(descriptor)
-        except OSError:
-            # Older kernels, and sandboxes that forbid the call. Moving costs the child up to 20 ms.
+            if _is_alone():
+                # Older kernels, and sandboxes, forbid the call.
+                with suppress(OSError):
+                    return _clone_into(descriptor)
+            # Moving costs the child up to 20 ms.
             pid = os.fork()
             if pid == 0:
                 with suppress(OSError):
@@ -152,6 +156,20 @@ def _mount_of(directory: Path) -> Path | None:
 def _unescape(text: str) -> str:
     """Spaces, tabs, newlines and backslashes are octal there."""
     return text.encode("ascii", "backslashreplace").decode("unicode_escape")
+
+
+def _is_alone() -> bool:
+    """Whether this is the process's only thread, by the kernel's word, as soon as it is. One that Python has joined may still be leaving.
+
+    It may hold a lock of the C library while it does, which only that library's own fork waits for: a child of another call would wait for
+    ever in its first malloc.
+    """
+    deadline = time.monotonic() + _ALONE_WITHIN_S
+    while len(os.listdir("/proc/self/task")) > 1:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0002)
+    return True
 
 
 def _clone_into(descriptor: int) -> int:
