@@ -26,12 +26,13 @@ _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 
 
 def main() -> None:
-    # One at a time, held until the process ends: who waited finds all of it made.
-    fcntl.flock(os.open(HERE, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX)
-    if not has_corpus(CORPUS):
-        build_corpus(CORPUS)
-    if not has_tokenizer(TOKENIZER):
-        build_tokenizer(CORPUS / "train_corpus.txt", TOKENIZER)
+    turn = os.open(HERE, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # One at a time: who waited finds all of it made.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        _build()
+    finally:
+        os.close(turn)
     for path in [*(CORPUS / name for name in CORPUS_FILES), *(TOKENIZER / name for name in TOKENIZER_FILES)]:
         print(f"{path.relative_to(HERE.parent)}  {path.stat().st_size:,} bytes")
 
@@ -83,6 +84,13 @@ def build_tokenizer(text: Path, directory: Path) -> None:
         (Path(fresh) / "config.json").write_text(json.dumps(config | ids, indent=2) + "\n", encoding="utf-8")
         tokenizer.save_model(fresh)
         _put(Path(fresh), directory, TOKENIZER_FILES)
+
+
+def _build() -> None:
+    if not has_corpus(CORPUS):
+        build_corpus(CORPUS)
+    if not has_tokenizer(TOKENIZER):
+        build_tokenizer(CORPUS / "train_corpus.txt", TOKENIZER)
 
 
 _ROLES = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>"}
