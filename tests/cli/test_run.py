@@ -72,7 +72,56 @@ def test_too_old_names_its_version_and_a_package_apt_has(machine: Machine) -> No
     done = machine.run("demo")
     assert done.returncode == 1
     assert "python3 here is 3.9" in done.stderr
+    assert "apt-get update && " in done.stderr
     assert "apt-get install python3.12-venv`" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("here", "command"),
+    [
+        (None, "apt-get install python3-venv`"),
+        (("3.13", 4), "apt-get install python3.13-venv`"),
+        (("3.10", 3), "apt-get install python3.11-venv`"),
+        (("3.9", 3), "uv python install 3.11`"),
+    ],
+    ids=["no Python", "no venv", "Ubuntu 22.04", "Debian 11"],
+)
+def test_apt_without_lists_is_updated_first(machine: Machine, here: tuple[str, int] | None, command: str) -> None:
+    if here is not None:
+        machine.python("python3", *here)
+    machine.program("apt-get", "exit 0")
+    machine.program("apt-cache", "exit 100")
+    done = machine.run("demo")
+    assert done.returncode == 1
+    assert command in done.stderr
+    assert ("apt-get update && " in done.stderr) == ("apt-get install" in command)
+
+
+def test_apt_that_has_none_is_not_named(machine: Machine) -> None:
+    machine.python("python3", "3.9", 3)
+    machine.program("apt-get", "exit 0")
+    machine.program("apt-cache", '[ "$2" = python3-venv ]')
+    machine.program("curl", "exit 0")
+    done = machine.run("demo")
+    assert "`curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv python install 3.11`" in done.stderr
+    assert "nor curl" not in done.stderr
+
+
+def test_without_curl_the_command_takes_wget_or_says_what_it_needs(machine: Machine) -> None:
+    assert "(nor curl or wget, one of which the command needs); run `curl" in machine.run("demo").stderr
+    machine.program("wget", "exit 0")
+    done = machine.run("demo")
+    assert "run `wget -qO- https://astral.sh/uv/install.sh | sh && " in done.stderr
+    assert "nor curl" not in done.stderr
+
+
+def test_what_uv_installed_is_found_although_not_on_the_path(machine: Machine) -> None:
+    machine.python("python3", "3.9", 3)
+    machine.python("python3.12", "3.12", 0)
+    theirs = machine.elsewhere / ".local" / "bin"
+    theirs.mkdir(parents=True)
+    (machine.bin / "python3.12").rename(theirs / "python3.12")
+    assert machine.run("demo", HOME=str(machine.elsewhere)).stdout.startswith("python3.12: -I ")
 
 
 def test_without_venv_names_the_package_of_that_version(machine: Machine) -> None:
@@ -101,6 +150,34 @@ def test_longyard_python_goes_first(machine: Machine) -> None:
     machine.python("python3.11", "3.11", 0)
     machine.python("mine", "3.12", 0)
     assert machine.run("demo", LONGYARD_PYTHON="mine").stdout.startswith("mine: ")
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("nowhere", "is no Python that starts"),
+        ("aged", "is 3.9, and Longyard needs 3.11 to 3.14"),
+        ("bare", "is without its venv and ensurepip modules"),
+    ],
+)
+def test_a_longyard_python_that_does_not_fit_is_told(machine: Machine, named: str, why: str) -> None:
+    machine.python("python3.11", "3.11", 0)
+    machine.python("aged", "3.9", 3)
+    machine.python("bare", "3.12", 4)
+    done = machine.run("demo", LONGYARD_PYTHON=named)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"LONGYARD_PYTHON={named} {why}; name another, or unset it and ./run looks for one.\n"
+
+
+def test_longyard_python_is_heeded_beside_an_environment_that_works(machine: Machine) -> None:
+    machine.python("mine", "3.12", 0)
+    inside = machine.checkout / ".venv" / "bin"
+    inside.mkdir(parents=True)
+    machine.python("made", "3.11", 0)
+    (machine.bin / "made").rename(inside / "python")
+    assert machine.run("demo").stdout.startswith("made: ")
+    assert machine.run("demo", LONGYARD_PYTHON="mine").stdout.startswith("mine: ")
+    assert machine.run("demo", LONGYARD_PYTHON="nowhere").returncode == 1
 
 
 def test_the_environment_handed_over(machine: Machine) -> None:
