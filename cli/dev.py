@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from cli import install, step
 
@@ -19,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that was closed
+            print("\nStopped.", file=sys.stderr)
         return 130
 
 
