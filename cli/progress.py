@@ -98,8 +98,9 @@ def _follow_lines(http: httpx.Client, seen: Seen) -> None:
         if seen.phase == told_phase and not moved:
             continue
         told_at, told_step, told_phase = now, seen.step, seen.phase
-        what = f"step {seen.step}/{seen.total}   {seen.figures}" if seen.total else (seen.job["status_reason"] or "")
-        print(f"{printable(seen.phase):<9}  {printable(what)}", file=sys.stderr, flush=True)
+        reason = "" if seen.job["status_reason"] == seen.phase else seen.job["status_reason"] or ""
+        what = f"step {seen.step}/{seen.total}   {seen.figures}" if seen.total else reason
+        print(f"{printable(seen.phase):<9}  {printable(what)}".rstrip(), file=sys.stderr, flush=True)
 
 
 def _last(points: Any, known: float | None) -> float | None:

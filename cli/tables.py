@@ -102,8 +102,9 @@ def outcome(job: Json) -> None:
         ]
         _pairs(rows)
         return
-    attempt = job["attempt"] or {}
-    print(f"{job['status']}: {printable(str(attempt.get('message') or job['status_reason'] or ''))}")
+    why = (job["attempt"] or {}).get("message") or job["status_reason"]
+    # Of a job that somebody cancelled, the reason is the same word.
+    print(f"{job['status']}: {printable(str(why))}" if why and why != job["status"] else job["status"])
     _log_tail(job)
 
 

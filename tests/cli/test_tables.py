@@ -16,6 +16,13 @@ def queued(**wait: Any) -> dict[str, Any]:
     return {**dict.fromkeys(names), **known, "status_reason": "waiting: needs 8", "labels": {}, "wait": wait}
 
 
+def test_why_a_job_was_cancelled_is_not_told_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    tables.outcome(queued() | {"status": "cancelled", "status_reason": "cancelled"})
+    assert capsys.readouterr().out == "cancelled\n"
+    tables.outcome(queued() | {"status": "failed", "status_reason": "failed", "attempt": {"message": "no such file"}})
+    assert capsys.readouterr().out == "failed: no such file\n"
+
+
 def test_a_queued_job_shows_its_place_and_when_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
     tables.jobs({"data": [queued()], "has_more": False})
     assert "#3, in about 40 min" in capsys.readouterr().out
