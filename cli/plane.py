@@ -57,6 +57,7 @@ class Plane:
     environment: dict[str, str]
     stops: int = 0
     parts: list[Part] = field(default_factory=list[Part])
+    _logs_begin: dict[str, int] = field(default_factory=dict[str, int])
     _wake: socket.socket = field(init=False)
     _lock: IO[str] | None = None
 
@@ -158,7 +159,8 @@ class Plane:
             step.end(child)
             return False
         if child.returncode != 0:
-            raise PlaneError(f"{self._log_tail('migrations')}\nthe database is not ready, so nothing was started")
+            how = f"the database's migrations {_ended(child.returncode)}, so nothing was started"
+            raise PlaneError(f"{self._log_tail('migrations')}\n{how}".lstrip())
         return True
 
     def _wait_for_api(self, api: Part, url_file: Path) -> str | None:
@@ -211,6 +213,7 @@ class Plane:
         environment = {**self.environment, "PYTHONPATH": os.pathsep.join(paths)}
         argv = [sys.executable, "-P", "-m", *module, *(() if after is None else ("--after", str(after)))]
         with _open_log(self._log(name)) as log:
+            self._logs_begin[name] = log.tell()
             return step.start(
                 argv,
                 cwd=Path.cwd(),
@@ -224,7 +227,10 @@ class Plane:
         return self.data_dir / "log" / f"{name}.log"
 
     def _log_tail(self, name: str) -> str:
-        lines = (client.read_text(self._log(name)) or "").splitlines()[-15:]
+        """The last words of the process started last; what others before it said in the same file is not its reason."""
+        with open(self._log(name), "rb") as log:
+            log.seek(self._logs_begin[name])
+            lines = log.read().decode("utf-8", "replace").splitlines()[-15:]
         return "\n".join("  " + client.printable(line) for line in lines)
 
     def _take_signals(self) -> None:

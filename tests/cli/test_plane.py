@@ -117,6 +117,16 @@ def test_a_port_that_is_taken(tmp_path: Path, inputs: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_setting_that_cannot_be_is_the_reason_that_is_given(tmp_path: Path, inputs: Path) -> None:
+    longyard = Longyard(environment_of(tmp_path / "data", inputs), inputs)
+    for devices in ("cpu:0", "toaster:2"):
+        done = longyard("up", environment={"LONGYARD_DEVICES": devices})
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"longyard: LONGYARD_DEVICES={devices}: ")
+        assert "migrations ended with exit code 1, so nothing was started" in done.stderr
+        assert done.stderr.count("LONGYARD_DEVICES") == 1  # the first refusal is in the same log
+
+
 def test_a_worker_that_does_not_know_its_cards_says_so_where_it_was_started(
     tmp_path: Path, inputs: Path, eventually: Callable[..., object]
 ) -> None:
