@@ -51,7 +51,7 @@ def _up(argv: Sequence[str]) -> int:
     dashboard.build()
     os.environ.update(demo.up_environment(os.environ))
     sys.argv = ["./run", "up", *argv]
-    main.entry()
+    main.entry("./run")
     return 0
 
 

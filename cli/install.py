@@ -33,19 +33,43 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 @dataclass(frozen=True)
 class Command:
-    """One word after ./run. `level` names the lock it needs; None: it belongs to later work."""
+    """One word after ./run. `level` names the lock it needs; None: it belongs to later work.
+
+    `options` are for who asks before anything is installed; with `has_help`, what is installed then answers in more detail.
+    """
 
     level: str | None
     title: str
+    options: tuple[tuple[str, str], ...] = ()
+    has_help: bool = True
 
 
 COMMANDS = {
-    "demo": Command("runtime", "train a small Longformer end to end: perplexity before and after, speed, weights"),
-    "up": Command("runtime", "start the control plane on this machine and stay: API, dashboard, broker, one worker"),
-    "test": Command(
-        "dev", "run the tests; `test web` and `test browser` run the dashboard's, a path or -k what pytest takes"
+    "demo": Command(
+        "runtime",
+        "train a small Longformer end to end: perplexity before and after, speed, weights",
+        (
+            ("--data-dir DIR", "where the plane keeps its things [.longyard beside this checkout]"),
+            ("--port N", "the port of a plane that has to be started [8642, or a free one]"),
+        ),
     ),
-    "lint": Command("dev", "ruff, pyright, import-linter, and checks of the deployment files"),
+    "up": Command(
+        "runtime",
+        "start the control plane on this machine and stay: API, dashboard, broker, one worker",
+        (
+            ("--data-dir DIR", "database, token, jobs and logs live here [.longyard]"),
+            ("--host ADDRESS", "address to listen on [127.0.0.1]"),
+            ("--port N", "port to listen on; 0: any free one [8642]"),
+            ("--devices WHAT", "what this machine offers: auto, cpu:4, npu:8 [auto]"),
+            ("--data-root DIR", "a directory specs may name files in; repeatable"),
+        ),
+    ),
+    "test": Command(
+        "dev",
+        "run the tests; `test web` and `test browser` run the dashboard's, a path or -k what pytest takes",
+        has_help=False,
+    ),
+    "lint": Command("dev", "ruff, pyright, import-linter, and checks of the deployment files", has_help=False),
     "bench": Command("runtime", "measure what the README's figures come from: `bench plane`, `bench trainer`"),
     "faults": Command("dev", "kill and break every part at random while jobs train: `faults --minutes 30`"),
     "mutants": Command("dev", "put faults into the code and see that the tests notice each: `mutants --only no-fence`"),
@@ -67,6 +91,9 @@ def main(argv: Sequence[str]) -> int:
     if command.level is None:
         print(f"./run {argv[0]} is not built yet.", file=sys.stderr)
         return 2
+    if any(word in ("-h", "--help") for word in argv[1:]) and not (command.has_help and _is_set_up(command.level)):
+        print(command_usage(argv[0]))
+        return 0
     # SIGINT too: a script starts background jobs with ^C ignored, and one that is sent to us is meant.
     signal.signal(signal.SIGINT, _raise_interrupt)
     signal.signal(signal.SIGTERM, _raise_interrupt)
@@ -89,6 +116,17 @@ def main(argv: Sequence[str]) -> int:
 def usage() -> str:
     lines = [f"  {name:<10}{c.title}{'' if c.level else ' (not built yet)'}" for name, c in COMMANDS.items()]
     return "Usage: ./run COMMAND [options]\n\n" + "\n".join(lines)
+
+
+def command_usage(name: str) -> str:
+    """What `./run NAME --help` says where nothing is installed yet."""
+    command = COMMANDS[name]
+    lines = [f"Usage: ./run {name} [options]", "", f"  {command.title}"]
+    if command.options:
+        lines += ["", *(f"  {option:<16}{meaning}" for option, meaning in command.options)]
+    elif command.has_help:
+        lines += ["", "Its options are listed here once .venv is set up, by `./run lint` for one."]
+    return "\n".join(lines)
 
 
 def ensure(level: str) -> None:
@@ -166,6 +204,15 @@ def install_torch() -> None:
         return
     step.say("no CPU build of torch in reach; taking the plain one: about 3 GB to download, once")
     _pip("installing torch", *plain)
+
+
+def _is_set_up(level: str) -> bool:
+    stamp = _read_stamp()
+    if not stamp:
+        return False
+    wanted = _wanted()
+    locked = "dev" if stamp.get("dev") == wanted["dev"] else level
+    return all(stamp.get(part) == wanted[part] for part in ("base", locked, "project", "torch"))
 
 
 def _wanted() -> dict[str, str]:

@@ -31,10 +31,10 @@ DeviceIndices = Annotated[list[int], typer.Argument(min=0, metavar="DEVICE...")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the answer as it is")]
 
 
-def entry() -> None:
-    """The process's edge: every error becomes a sentence and an exit code."""
+def entry(name: str = "longyard") -> None:
+    """The process's edge: every error becomes a sentence and an exit code. `name`: what it was called by, for its help."""
     try:
-        app()
+        app(prog_name=name)
     except client.Problem as problem:
         tables.problem(problem)
         sys.exit(3 if problem.status >= 500 else 2)

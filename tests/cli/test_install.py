@@ -1,3 +1,6 @@
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,21 @@ def test_the_environment_sends_packages_nowhere_else(monkeypatch: pytest.MonkeyP
     assert "PIP_TARGET" not in environment
     assert "PYTHONPATH" not in environment
     assert environment["PIP_INDEX_URL"] == "https://example.org/simple"
+
+
+def test_the_options_told_before_an_install_are_those_there_are() -> None:
+    def named(text: str) -> set[str]:
+        return set(re.findall(r"--[a-z-]+", text)) - {"--help"}
+
+    script = "import sys; from cli import dev; sys.exit(dev.main(sys.argv[1:]))"
+    demo = subprocess.run([sys.executable, "-c", script, "demo", "--help"], capture_output=True, text=True, check=True)
+    assert named(demo.stdout) == named(install.command_usage("demo"))
+    up = subprocess.run(
+        [sys.executable, "-c", "from cli import main; main.entry('./run')", "up", "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert named(up.stdout) == named(install.command_usage("up"))
+    assert "Usage: ./run up [OPTIONS]" in up.stdout
 
 
 def test_both_locks_pin_what_the_project_is_installed_with() -> None:

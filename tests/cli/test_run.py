@@ -205,6 +205,16 @@ def test_a_real_python_passes_the_probe_and_lists_the_commands(machine: Machine)
         assert f"\n  {name} " in listed.stdout
     later = machine.run("fleet")
     assert (later.returncode, later.stderr) == (2, "./run fleet is not built yet.\n")
+    for name, option in (
+        ("demo", "--port"),
+        ("up", "--devices"),
+        ("test", "`test browser`"),
+        ("simulate", "is set up"),
+    ):
+        told = machine.run(name, "--help")
+        assert (told.returncode, told.stderr) == (0, "")
+        assert told.stdout.startswith(f"Usage: ./run {name} [options]\n")
+        assert option in told.stdout
     unknown = machine.run("dmeo")
     assert unknown.returncode == 2
     assert "no command 'dmeo'" in unknown.stderr
