@@ -11,6 +11,8 @@ from pathlib import Path
 from cli import dashboard, step
 from cli.install import ROOT, VENV
 
+FOR_TESTS = ("LONGYARD_CHROMIUM", "LONGYARD_SCREENSHOTS")
+
 
 def test(argv: Sequence[str]) -> int:
     """`test`: everything but the browser; `test web`, `test browser`; anything else goes to pytest as it is."""
@@ -83,14 +85,19 @@ def _all(commands: Sequence[Sequence[str]], *, cwd: Path, extra: dict[str, str] 
 
 
 def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = None) -> int:
-    environment = {**os.environ, **(extra or {}), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "VIRTUAL_ENV": str(VENV)}
-    environment.pop("LONGYARD_DATA_DIR", None)  # tests have directories of their own; never the user's plane
+    environment = {name: value for name, value in os.environ.items() if not _is_of_a_plane(name)}
+    environment |= {**(extra or {}), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "VIRTUAL_ENV": str(VENV)}
     child = subprocess.Popen(command, cwd=cwd, env=environment, preexec_fn=partial(step.die_with_parent, os.getpid()))
     try:
         return child.wait()
     except BaseException:
         _finish(child)
         raise
+
+
+def _is_of_a_plane(name: str) -> bool:
+    """What the user set for their own plane; those of the checks have their own directories, brokers and quotas."""
+    return name.startswith("LONGYARD_") and not name.startswith("LONGYARD_TEST_") and name not in FOR_TESTS
 
 
 def _finish(child: subprocess.Popen[bytes]) -> None:
