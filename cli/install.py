@@ -123,7 +123,7 @@ def command_usage(name: str) -> str:
     command = COMMANDS[name]
     lines = [f"Usage: ./run {name} [options]", "", f"  {command.title}"]
     if command.options:
-        lines += ["", *(f"  {option:<16}{meaning}" for option, meaning in command.options)]
+        lines += ["", *(f"  {option:<18}{meaning}" for option, meaning in command.options)]
     elif command.has_help:
         lines += ["", "Its options are listed here once .venv is set up, by `./run lint` for one."]
     return "\n".join(lines)

@@ -136,9 +136,11 @@ def longyard(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, in
         api.wait(timeout=DEADLINE_S)
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[bytes], log: Path, *, within_s: float = DEADLINE_S
+) -> None:
     """Until it holds; a process that ends first fails the test with what it said."""
-    for _ in range(int(DEADLINE_S / 0.05)):
+    for _ in range(int(within_s / 0.05)):
         if condition():
             return
         try:
@@ -146,4 +148,4 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes]
         except subprocess.TimeoutExpired:
             continue
         pytest.fail(f"it ended with {process.returncode}:\n{log.read_text()}")
-    pytest.fail(f"not within {DEADLINE_S} s:\n{log.read_text()}")
+    pytest.fail(f"not within {within_s} s:\n{log.read_text()}")

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,7 +22,12 @@ from cli import demo as command
 from tests.cli.conftest import DEADLINE_S, Up, environment_of, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(not (ROOT / "web" / "package.json").exists(), reason="a checkout without the dashboard")
+PATIENCE_S = 180.0
+"""A demo's ranks import torch, on a machine that may be busy; a cancelling that does not end would take longer."""
+pytestmark = [
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(not (ROOT / "web" / "package.json").exists(), reason="a checkout without the dashboard"),
+]
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ class Demo:
             self.process = subprocess.Popen(argv, env=environment, stdout=file, stderr=file)
 
     def says(self, pattern: str) -> None:
-        wait_until(lambda: re.search(pattern, self.output.read_text()), self.process, self.output)
+        wait_until(lambda: re.search(pattern, self.output.read_text()), self.process, self.output, within_s=PATIENCE_S)
 
     def processes(self) -> list[psutil.Process]:
         return processes(self.data_dir)
@@ -56,7 +61,7 @@ def demo(environment: dict[str, str], tmp_path: Path) -> Iterator[Demo]:
 
 
 def test_the_whole_way(demo: Demo) -> None:
-    assert demo.process.wait(timeout=DEADLINE_S) == 0, demo.output.read_text()
+    assert demo.process.wait(timeout=PATIENCE_S) == 0, demo.output.read_text()
     said = demo.output.read_text()
     link, weights, after = said.find("/ui/login#"), said.find("model.safetensors"), said.find("`./run up`")
     assert 0 < link < said.find("perplexity after") < weights < after
@@ -65,13 +70,13 @@ def test_the_whole_way(demo: Demo) -> None:
 
 @pytest.mark.parametrize("moment", ["starting the control plane", r"job \S+ submitted", r"\nload|\ntrain|\nevaluate"])
 def test_an_interrupt_leaves_no_process_and_no_job_that_would_go_on(
-    environment: dict[str, str], tmp_path: Path, moment: str, eventually: Callable[..., object]
+    environment: dict[str, str], tmp_path: Path, moment: str
 ) -> None:
     # The real trainer: it takes long enough to be interrupted.
     demo = Demo(environment | {"LONGYARD_TRAINER_MODULE": "trainer"}, tmp_path / "demo.out")
     demo.says(moment)
     demo.process.send_signal(signal.SIGINT)
-    assert demo.process.wait(timeout=DEADLINE_S) == 130, demo.output.read_text()
+    assert demo.process.wait(timeout=PATIENCE_S) == 130, demo.output.read_text()
     assert not demo.processes()
     assert statuses(demo.data_dir) <= {"cancelled"}
 
@@ -93,9 +98,7 @@ def test_many_interrupts_leave_no_more_than_one_does(environment: dict[str, str]
     assert statuses(demo.data_dir) == {"cancelled"}
 
 
-def test_a_terminal_that_is_closed_leaves_no_process_and_no_job(
-    environment: dict[str, str], tmp_path: Path, eventually: Callable[..., object]
-) -> None:
+def test_a_terminal_that_is_closed_leaves_no_process_and_no_job(environment: dict[str, str], tmp_path: Path) -> None:
     environment |= {"LONGYARD_TRAINER_MODULE": "trainer", "TERM": "xterm"}
     output = tmp_path / "demo.out"
     pid, terminal = pty.fork()
@@ -134,7 +137,7 @@ def test_an_interrupt_while_the_request_is_under_way_cancels_its_job(monkeypatch
 
 def test_what_outlives_the_plane_is_ended_with_the_demo(tmp_path: Path) -> None:
     """A program that leaves a deaf orphan with a child of its own behind, in a session of its own, under the demo's subreaper."""
-    deaf = "import signal, subprocess, sys; signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN); "
+    deaf = "import signal, subprocess, sys; signal.signal(2, signal.SIG_IGN); signal.signal(15, signal.SIG_IGN); signal.alarm(120); "
     orphan = deaf + "subprocess.Popen(['sleep', '1000']); print('ready', flush=True); signal.pause()"
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)"
     script = f"""
@@ -161,7 +164,7 @@ def test_a_plane_that_runs_is_used_and_stays(tmp_path: Path, inputs: Path) -> No
     up.start()
     try:
         demo = Demo(up.environment, tmp_path / "demo.out")
-        assert demo.process.wait(timeout=DEADLINE_S) == 0, demo.output.read_text()
+        assert demo.process.wait(timeout=PATIENCE_S) == 0, demo.output.read_text()
         assert "runs on" in demo.output.read_text()
         assert up.process.poll() is None
         assert client.answers(up.url)
@@ -175,7 +178,7 @@ def test_a_plane_that_does_not_offer_the_examples_is_told_with_the_way_out(tmp_p
     up.start()
     try:
         demo = Demo(up.environment, tmp_path / "demo.out")
-        assert demo.process.wait(timeout=DEADLINE_S) == 1
+        assert demo.process.wait(timeout=PATIENCE_S) == 1
         said = demo.output.read_text()
         assert f"does not have {ROOT / 'examples'} among its data roots: stop it and run `./run demo` again" in said
         assert "422" not in said
@@ -187,14 +190,14 @@ def test_a_plane_that_does_not_offer_the_examples_is_told_with_the_way_out(tmp_p
 
 def test_a_data_directory_that_cannot_be_is_one_sentence(environment: dict[str, str], tmp_path: Path) -> None:
     demo = Demo(environment | {"LONGYARD_DATA_DIR": "/proc/nope"}, tmp_path / "demo.out")
-    assert demo.process.wait(timeout=DEADLINE_S) == 1
+    assert demo.process.wait(timeout=PATIENCE_S) == 1
     assert demo.output.read_text().endswith("\n/proc/nope cannot be the data directory: No such file or directory\n")
     assert "Traceback" not in demo.output.read_text()
 
 
 def test_a_plane_that_cannot_start_says_why(environment: dict[str, str], tmp_path: Path) -> None:
     demo = Demo(environment | {"LONGYARD_DEVICES": "toaster:2", "LONGYARD_LEASE_S": "never"}, tmp_path / "demo.out")
-    assert demo.process.wait(timeout=DEADLINE_S) == 1
+    assert demo.process.wait(timeout=PATIENCE_S) == 1
     said = demo.output.read_text()
     assert "LONGYARD_LEASE_S=never" in said
     assert "did not start" in said
@@ -216,7 +219,7 @@ def processes(data_dir: Path) -> list[psutil.Process]:
 
 def _read_until(terminal: int, pattern: bytes, output: Path) -> None:
     """What a demo shows on its terminal goes to `output`, until the pattern is there."""
-    shown, deadline = b"", time.monotonic() + DEADLINE_S
+    shown, deadline = b"", time.monotonic() + PATIENCE_S
     while not re.search(pattern, shown):
         assert time.monotonic() < deadline, shown.decode("utf-8", "replace")
         if select.select([terminal], [], [], 1.0)[0]:
