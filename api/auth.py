@@ -209,7 +209,9 @@ async def _read(receive: Receive, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> Problem:
-    detail = f"The body is larger than {limit // 1024} KiB. Put data into files and name them."
+    detail = f"The body is larger than {limit // 1024} KiB."
+    if limit == MAX_BODY_BYTES:
+        detail += " Put data into files and name them."
     return Problem("too_large", detail, headers={"Connection": "close"})
 
 

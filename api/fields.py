@@ -60,7 +60,7 @@ _OTHER_FORM: Final = ("is not of the form that is asked for", "keep to the one t
 
 MAX_ERRORS: Final = 20
 MAX_NAME_CHARS: Final = 64
-"""A sender's own words are repeated to them only so far: an answer is no larger than a request, and takes no longer to make."""
+"""A sender's own words are repeated to them only so far: what an answer costs is bounded, whatever came."""
 
 
 _FIX_SPEC: Final = "correct it; GET /schema lists every field with its bounds"
@@ -168,7 +168,7 @@ def _fix_unknown(location: Sequence[int | str], models: Mapping[str, type[BaseMo
     return (
         f"remove it; known are {', '.join(known)}"
         if 0 < len(known) <= 12
-        else "remove it; GET /openapi.json lists what is known"
+        else f"remove it; GET {'/schema' if parents[:2] == ['body', 'train'] else '/openapi.json'} lists what is known"
     )
 
 

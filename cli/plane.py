@@ -252,8 +252,9 @@ class Plane:
 def up(environment: Mapping[str, str]) -> int:
     """Run the plane that `environment` (LONGYARD_*) describes, here, until ^C. One a data directory: a second one only tells."""
     data_dir = client.data_dir(environment)
-    os.umask(0o077)
     make_data_dir(data_dir)
+    # What is written there is for its owner; the parents it lies in are not ours to close.
+    os.umask(0o077)
     with open(data_dir / "up.lock", "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,9 +15,9 @@ from store.settings import load
 def main() -> None:
     try:
         settings = load()
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # An embedded database is for its own account.
         os.umask(0o077)
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         upgrade(settings.db_url)
     except (LongyardError, OSError) as error:
         sys.exit(str(error))

@@ -37,7 +37,7 @@ def resolve(path: str, *, roots: Sequence[Path], kind: Kind) -> Path:
     if not path.startswith("/"):
         raise PathRefused("not an absolute path", fix="give the whole path, from /")
     if ".." in path.split("/"):
-        raise PathRefused("`..` in it", fix="give the path as it is without")
+        raise PathRefused("has `..` in it", fix="write the path without")
     if not covered(path, roots=roots):
         raise PathRefused("outside the data roots", fix=_fix(roots))
     try:

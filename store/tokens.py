@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from store.db import now
@@ -25,6 +27,8 @@ Kind = Literal["token", "session", "login_code"]
 ADMIN: Final = "admin"
 SESSION_S: Final = 30 * 24 * 3600.0
 LOGIN_CODE_S: Final = 600.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def revoke(session: Session, token_sha256: str) -> None:
 def ensure_admin(session: Session, token_file: Path) -> str:
     """The admin's token from its file, made at the first start with mode 0600; the file is the truth, the rows follow it.
 
-    Another file than the last time is a rotation: what opened the door before, tokens, sessions and links, opens it no more.
+    A token that no row knows is a rotation: what opened the door before, tokens, sessions and links, opens it no more. APIs of one
+    database therefore share the file. Raises Unauthenticated where the file holds no token, or one that was rotated away.
     """
     token_file.parent.mkdir(parents=True, exist_ok=True)
     if not token_file.exists():
@@ -89,14 +94,23 @@ def ensure_admin(session: Session, token_file: Path) -> str:
     if len(secret) < 32:
         raise Unauthenticated(f"{token_file} holds no token; delete it, and the next start makes a new one")
     known = session.get(Token, _sha256(secret))
-    if known is None or known.revoked_at is not None:
-        older = update(Token).where(Token.owner == ADMIN, Token.revoked_at.is_(None))
-        session.execute(older.values(revoked_at=now()))
-        if known is None:
-            _keep(session, secret, kind="token", owner=ADMIN, scope=ADMIN, expires_in_s=None)
-        else:
-            known.revoked_at = None
+    if known is not None and known.revoked_at is not None:
+        raise Unauthenticated(
+            f"{token_file} holds a token that was revoked; delete it, and the next start makes a new one"
+        )
+    if known is None:
+        _rotate(session, secret, token_file)
     return secret
+
+
+def _rotate(session: Session, secret: str, token_file: Path) -> None:
+    # Another that starts on the same file may be first.
+    with suppress(IntegrityError), session.begin_nested():
+        _keep(session, secret, kind="token", owner=ADMIN, scope=ADMIN, expires_in_s=None)
+    older = update(Token).where(Token.owner == ADMIN, Token.revoked_at.is_(None), Token.sha256 != _sha256(secret))
+    revoked = session.scalars(older.values(revoked_at=now()).returning(Token.sha256)).all()
+    if revoked:
+        log.warning("%s holds a new token: %d earlier tokens, sessions and links are revoked", token_file, len(revoked))
 
 
 def _make_file(path: Path, secret: str) -> None:

@@ -57,8 +57,8 @@ class Recovery:
     def step(self) -> bool:
         """True when there is nothing more to do, also where the attempt turns out to be alive or closed."""
         has_lock = self._take_lock() is not None
-        if not has_lock and not (self._kill_supervisor and self._is_closed):
-            return not self._kill_supervisor
+        if not has_lock and not self._kill_supervisor:
+            return True
         cgroup = Cgroup.of_run(self._attempt.id, self._run_dir)
         strays = processes.of_attempt(self._attempt.id)
         # Without the lock it is the supervisor itself that no SIGKILL has ended yet, and perhaps never will.

@@ -169,15 +169,20 @@ def test_a_longyard_python_that_does_not_fit_is_told(machine: Machine, named: st
     assert done.stderr == f"LONGYARD_PYTHON={named} {why}; name another, or unset it and ./run looks for one.\n"
 
 
-def test_longyard_python_is_heeded_beside_an_environment_that_works(machine: Machine) -> None:
-    machine.python("mine", "3.12", 0)
+def test_longyard_python_never_replaces_an_environment_that_works(machine: Machine) -> None:
+    """A plane may run on it."""
+    machine.python("other", "3.12", 0)
+    machine.python("like", "3.11", 0)
     inside = machine.checkout / ".venv" / "bin"
     inside.mkdir(parents=True)
     machine.python("made", "3.11", 0)
     (machine.bin / "made").rename(inside / "python")
     assert machine.run("demo").stdout.startswith("made: ")
-    assert machine.run("demo", LONGYARD_PYTHON="mine").stdout.startswith("mine: ")
-    assert machine.run("demo", LONGYARD_PYTHON="nowhere").returncode == 1
+    assert machine.run("demo", LONGYARD_PYTHON="like").stdout.startswith("made: ")
+    done = machine.run("demo", LONGYARD_PYTHON="other")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("LONGYARD_PYTHON=other is 3.12, and .venv was made with 3.11; unset it, or stop")
+    assert "is no Python that starts" in machine.run("demo", LONGYARD_PYTHON="nowhere").stderr
 
 
 def test_the_environment_handed_over(machine: Machine) -> None:

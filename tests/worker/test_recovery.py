@@ -190,27 +190,37 @@ def test_a_process_that_ignores_its_grace_is_killed_before_its_devices_are_given
     assert _states(plane) == [DeviceState.FREE]
 
 
-def test_a_supervisor_that_cannot_be_ended_costs_its_devices_and_not_its_job(plane: Plane, placed: Attempt) -> None:
-    """Others have closed its attempt. SIGKILL goes only to who the lock names: held without a name, it is never let go."""
+@pytest.mark.parametrize("closed_by_others", [True, False])
+def test_a_supervisor_that_cannot_be_ended_costs_its_devices_and_not_its_job(
+    plane: Plane, placed: Attempt, closed_by_others: bool
+) -> None:
+    """SIGKILL goes only to who the lock names: held without a name, it is never let go."""
     environment = {**os.environ, processes.ATTEMPT_VARIABLE: placed.id}
     rank = subprocess.Popen([sys.executable, "-c", STUBBORN], env=environment, stdout=subprocess.PIPE)
     notifier = Notifier("unix:///nowhere")
-    settings = plane.settings.model_copy(update={"quarantine_s": 0.5})
-    one = Recovery(settings, plane.database, notifier, placed, words="closed by others", kill_supervisor=True)
+    settings = plane.settings.model_copy(update={"stop_grace_s": 0.1, "quarantine_s": 0.5})
+    one = Recovery(settings, plane.database, notifier, placed, words="not renewed", kill_supervisor=True)
     try:
         assert rank.stdout is not None
         assert rank.stdout.readline() == b"deaf\n"
         with RunLock(plane.run_dir(placed.job_id)):
             assert not one.step()
-            with plane.database.write() as session:
-                attempts.close(
-                    session, placed.id, job_id=placed.job_id, reason=ExitReason.INFRA, message="", devices_clean=False
-                )
-            one.was_closed()
+            if closed_by_others:
+                with plane.database.write() as session:
+                    attempts.close(
+                        session,
+                        placed.id,
+                        job_id=placed.job_id,
+                        reason=ExitReason.INFRA,
+                        message="",
+                        devices_clean=False,
+                    )
+                one.was_closed()
             began = processes.boottime()
             plane.eventually(one.step)
             assert processes.boottime() - began >= 0.5
             assert rank.wait(timeout=30) == -signal.SIGKILL, "its ranks do not outlive what was given up"
+            assert plane.attempt(placed.job_id).status is AttemptStatus.FAILED
             assert _states(plane) == [DeviceState.QUARANTINED]
             assert not recovery.look_again(plane.settings, plane.database, notifier, plane.attempt(placed.job_id))
     finally:
