@@ -69,6 +69,11 @@ def simulate(argv: Sequence[str]) -> int:
     return _run([sys.executable, "-P", "-m", "benchmarks.simulate", *argv], cwd=Path.cwd())
 
 
+def is_of_a_plane(name: str) -> bool:
+    """What the user set for their own plane; those of the checks have their own directories, brokers and quotas."""
+    return name.startswith("LONGYARD_") and not name.startswith("LONGYARD_TEST_") and name not in FOR_TESTS
+
+
 def _pytest(argv: Sequence[str]) -> int:
     return _run([sys.executable, "-m", "pytest", *argv], cwd=ROOT)
 
@@ -85,7 +90,7 @@ def _all(commands: Sequence[Sequence[str]], *, cwd: Path, extra: dict[str, str] 
 
 
 def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = None) -> int:
-    environment = {name: value for name, value in os.environ.items() if not _is_of_a_plane(name)}
+    environment = {name: value for name, value in os.environ.items() if not is_of_a_plane(name)}
     environment |= {**(extra or {}), "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1", "VIRTUAL_ENV": str(VENV)}
     child = subprocess.Popen(command, cwd=cwd, env=environment, preexec_fn=partial(step.die_with_parent, os.getpid()))
     try:
@@ -93,11 +98,6 @@ def _run(command: Sequence[str], *, cwd: Path, extra: dict[str, str] | None = No
     except BaseException:
         _finish(child)
         raise
-
-
-def _is_of_a_plane(name: str) -> bool:
-    """What the user set for their own plane; those of the checks have their own directories, brokers and quotas."""
-    return name.startswith("LONGYARD_") and not name.startswith("LONGYARD_TEST_") and name not in FOR_TESTS
 
 
 def _finish(child: subprocess.Popen[bytes]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from cli.checks import is_of_a_plane
 from migrations.upgrade import upgrade
 from store.db import Database
 from store.settings import Settings
@@ -21,10 +22,9 @@ from tests import postgres
 
 DEADLINE_S = 30.0
 
-for name in [name for name in os.environ if name.startswith("LONGYARD_")]:
-    # What the person who runs the tests set for their own plane is not for the tests' planes.
-    if not name.startswith("LONGYARD_TEST_") and name not in ("LONGYARD_CHROMIUM", "LONGYARD_SCREENSHOTS"):
-        del os.environ[name]
+# What the person who runs the tests set for their own plane is not for the tests' planes.
+for name in filter(is_of_a_plane, list(os.environ)):
+    del os.environ[name]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run in as many processes as there are cores: torch's threads in each of them would only wait for one another.

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -39,10 +39,10 @@ def environment(tmp_path: Path, inputs: Path) -> dict[str, str]:
 class Demo:
     """One `./run demo`, and every process that carries its data directory."""
 
-    def __init__(self, environment: dict[str, str], output: Path) -> None:
+    def __init__(self, environment: dict[str, str], output: Path, *, before: Sequence[str] = ()) -> None:
         self.data_dir, self.output = Path(environment["LONGYARD_DATA_DIR"]), output
         with open(output, "wb") as file:
-            argv = [sys.executable, "-P", "-m", "cli.dev", "demo"]
+            argv = [*before, sys.executable, "-P", "-m", "cli.dev", "demo"]
             self.process = subprocess.Popen(argv, env=environment, stdout=file, stderr=file)
 
     def says(self, pattern: str) -> None:
@@ -111,28 +111,152 @@ def test_a_terminal_that_is_closed_leaves_no_process_and_no_job(environment: dic
     assert statuses(Path(environment["LONGYARD_DATA_DIR"])) == {"cancelled"}
 
 
-def test_an_interrupt_while_the_request_is_under_way_cancels_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(f"{request.method} {request.url.path}")
-        if asked[-1] == "GET /hosts":
-            return httpx.Response(200, json={"data": [{"status": "online", "device_type": "cpu", "devices": [0, 1]}]})
-        if asked[-1] == "POST /jobs":
-            os.kill(os.getpid(), signal.SIGINT)
-            return httpx.Response(201, json={"id": "j", "status": "queued"})
-        return httpx.Response(200, json={"id": "j", "status": "cancelled"})
-
+@pytest.fixture
+def interrupts() -> Iterator[command.Interrupts]:
+    """Not listening yet; whatever it takes over is given back."""
     before = {sign: signal.getsignal(sign) for sign in command.INTERRUPTS}
+    interrupts = command.Interrupts()
+    yield interrupts
+    interrupts.taken = True
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for sign, handler in before.items():
+        signal.signal(sign, handler)
+
+
+JOB = {"id": "j", "status": "queued", "cursor": 0, "progress": None, "status_reason": None}
+END = "event: end\ndata: {}\n\n"
+
+
+class Script:
+    """A plane that answers each request by the next answer the test has for it, and by the last one from there on."""
+
+    def __init__(self, answers: dict[str, list[object]]) -> None:
+        host = {"status": "online", "device_type": "cpu", "devices": [0, 1]}
+        self.answers = {"GET /hosts": [{"data": [host]}]} | answers
+        self.asked: list[str] = []
+        self.keys: set[str | None] = set()
+
+    def connect(self) -> httpx.Client:
+        return httpx.Client(base_url="http://plane", transport=httpx.MockTransport(self.answer))
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        name = f"{request.method} {request.url.path}"
+        self.asked.append(name)
+        if name == "POST /jobs":
+            self.keys.add(request.headers.get("Idempotency-Key"))
+        answers = self.answers[name]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, signal.Signals):
+            signal.raise_signal(answer)
+            pytest.fail("it was not heard")
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, int):
+            return httpx.Response(answer, json={"status": answer, "detail": "not now"})
+        return httpx.Response(200, text=answer) if isinstance(answer, str) else httpx.Response(200, json=answer)
+
+
+def test_an_interrupt_while_the_request_is_under_way_cancels_its_job(interrupts: command.Interrupts) -> None:
+    script = Script({"POST /jobs": [signal.SIGINT, JOB], "POST /jobs/j/cancel": [JOB | {"status": "cancelled"}]})
+    interrupts.listen()
+    with pytest.raises(KeyboardInterrupt):
+        command._train(script.connect, interrupts)
+    assert script.asked == ["GET /hosts", "POST /jobs", "POST /jobs", "POST /jobs/j/cancel"]
+    assert len(script.keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("following", "raised"),
+    [
+        ({"GET /jobs/j/stream": [500]}, client.Problem),
+        ({"GET /jobs/j/stream": [END], "GET /jobs/j": [503]}, client.Problem),
+        ({"GET /jobs/j/stream": [END], "GET /jobs/j": [httpx.ReadTimeout("slow")]}, client.Unreachable),
+    ],
+)
+def test_a_plane_that_fails_while_the_job_runs_is_asked_until_it_is_cancelled(
+    interrupts: command.Interrupts, following: dict[str, list[object]], raised: type[Exception]
+) -> None:
+    cancelling = [503, httpx.ReadTimeout("slow"), JOB | {"status": "cancelling"}]
+    script = Script({"POST /jobs": [JOB], "POST /jobs/j/cancel": cancelling} | following)
+    script.answers["GET /jobs/j"] = [*following.get("GET /jobs/j", []), 503, JOB, JOB | {"status": "cancelled"}]
+    with pytest.raises(raised) as error:
+        command._train(script.connect, interrupts)
+    assert "goes on" not in str(error.value)
+    assert script.asked[-6:] == ["POST /jobs/j/cancel"] * 3 + ["GET /jobs/j"] * 3
+
+
+def test_a_job_that_is_over_already_needs_no_cancelling(interrupts: command.Interrupts) -> None:
+    answers: dict[str, list[object]] = {"GET /jobs/j/stream": [END], "GET /jobs/j": [503], "POST /jobs/j/cancel": [409]}
+    script = Script({"POST /jobs": [JOB]} | answers)
+    with pytest.raises(client.Problem):
+        command._train(script.connect, interrupts)
+    assert script.asked[-2:] == ["GET /jobs/j", "POST /jobs/j/cancel"]
+
+
+def test_a_job_that_cannot_be_cancelled_is_told(
+    interrupts: command.Interrupts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "CANCEL_S", 0.5)
+    script = Script({"POST /jobs": [JOB], "GET /jobs/j/stream": [500], "POST /jobs/j/cancel": [503]})
+    with pytest.raises(client.Problem):
+        command._train(script.connect, interrupts)
+    assert "job j could not be cancelled" in capsys.readouterr().err
+
+
+def test_a_submit_without_an_answer_is_repeated_as_the_same(interrupts: command.Interrupts) -> None:
+    done = JOB | {"status": "succeeded"}
+    script = Script({"POST /jobs": [httpx.ReadTimeout("slow"), done], "GET /jobs/j": [done]})
+    assert command._train(script.connect, interrupts)["status"] == "succeeded"
+    assert script.asked == ["GET /hosts", "POST /jobs", "POST /jobs", "GET /jobs/j"]
+    assert len(script.keys) == 1
+
+
+def test_an_interrupt_that_was_swallowed_is_raised_again(
+    interrupts: command.Interrupts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "REMIND_S", 0.05)
+    interrupts.listen()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.sigtimedwait([], DEADLINE_S)
+    interrupts.taken = True
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("grace", "stop_s"), [(None, 120.0), ("5", 120.0), ("600", 650.0), ("soon", 120.0), ("inf", 120.0)]
+)
+def test_the_plane_has_as_long_to_stop_as_its_workers_have(grace: str | None, stop_s: float) -> None:
+    assert command._stop_s({} if grace is None else {"LONGYARD_STOP_GRACE_S": grace}) == stop_s
+
+
+def test_under_nohup_it_outlasts_the_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+    demo = Demo(environment, tmp_path / "demo.out", before=["nohup"])
+    demo.says("starting the control plane")
+    demo.process.send_signal(signal.SIGHUP)
+    assert demo.process.wait(timeout=PATIENCE_S) == 0, demo.output.read_text()
+    assert not demo.processes()
+
+
+def test_what_a_shell_ran_before_it_became_the_demo_stays(environment: dict[str, str], tmp_path: Path) -> None:
+    # One that has a child, as a plane has.
+    shell = 'sh -c \'sleep 1000; :\' & echo its $!; exec "$0" "$@"'
+    demo = Demo(environment | {"LONGYARD_LEASE_S": "never"}, tmp_path / "demo.out", before=["sh", "-c", shell])
+    demo.says("its [0-9]+")
+    found = re.search("its ([0-9]+)", demo.output.read_text())
+    assert found
+    theirs = psutil.Process(int(found[1]))
     try:
-        for sign in before:
-            signal.signal(sign, command._interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            command._train(httpx.Client(base_url="http://plane", transport=httpx.MockTransport(answer)))
+        assert demo.process.wait(timeout=PATIENCE_S) == 1, demo.output.read_text()
+        left = [theirs, *theirs.children()]
+        assert len(left) == 2
+        assert set(demo.processes()) == set(left)
     finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
-    assert asked == ["GET /hosts", "POST /jobs", "POST /jobs/j/cancel"]
+        for process in [*theirs.children(), theirs]:
+            process.kill()
 
 
 def test_what_outlives_the_plane_is_ended_with_the_demo(tmp_path: Path) -> None:
@@ -143,13 +267,13 @@ def test_what_outlives_the_plane_is_ended_with_the_demo(tmp_path: Path) -> None:
     script = f"""
 import ctypes, os, psutil, subprocess, sys
 from cli import demo
-demo.STOP_S = demo.HURRY_S = 0.5
+demo.HURRY_S = 0.5
 ctypes.CDLL(None).prctl(demo.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 made = subprocess.Popen([sys.executable, "-c", {parent!r}], stdout=subprocess.PIPE)
 assert made.stdout.readline() == b"ready\\n"
 made.wait()
 print(len(psutil.Process().children(recursive=True)))
-demo._end_children()
+demo._end_children(frozenset(), stop_s=0.5)
 print(len(psutil.Process().children(recursive=True)))
 """
     done = subprocess.run(
@@ -180,7 +304,10 @@ def test_a_plane_that_does_not_offer_the_examples_is_told_with_the_way_out(tmp_p
         demo = Demo(up.environment, tmp_path / "demo.out")
         assert demo.process.wait(timeout=PATIENCE_S) == 1
         said = demo.output.read_text()
-        assert f"does not have {ROOT / 'examples'} among its data roots: stop it and run `./run demo` again" in said
+        assert (
+            f"does not take the files in {ROOT / 'examples'} (outside the data roots): stop it and run `./run demo` again"
+            in said
+        )
         assert "422" not in said
         assert up.process.poll() is None
         assert not statuses(up.data_dir)
