@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> int:
         environment["LONGYARD_PORT"] = str(options.port)
     inherited = frozenset(psutil.Process().children(recursive=True))
     interrupts = Interrupts()
-    interrupts.listen()
-    # Supervisors outlive their worker; here what lost its parent becomes our child instead of init's, so that we can end it.
-    _subreaper(True)
     try:
+        interrupts.listen()
+        # Supervisors outlive their worker; here what lost its parent becomes our child instead of init's, so that we can end it.
+        _subreaper(True)
         return _demo(environment, interrupts)
     except (client.Unreachable, plane.PlaneError) as error:
         print(f"\n{client.printable(str(error))}", file=sys.stderr)
