@@ -94,10 +94,11 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in argv[1:]) and not (command.has_help and _is_set_up(command.level)):
         print(command_usage(argv[0]))
         return 0
-    # SIGINT too: a script starts background jobs with ^C ignored, and one that is sent to us is meant.
-    signal.signal(signal.SIGINT, _raise_interrupt)
-    signal.signal(signal.SIGTERM, _raise_interrupt)
-    signal.signal(signal.SIGHUP, _raise_interrupt)
+    # SIGINT too: a script starts background jobs with ^C ignored, and one that is sent to us is meant. Under nohup the terminal may go.
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = [signal.SIGINT, signal.SIGTERM, *([] if is_nohup else [signal.SIGHUP])]
+    for sign in heard:
+        signal.signal(sign, _raise_interrupt)
     try:
         with _turn():
             ensure(command.level)
@@ -107,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on from here.", file=sys.stderr)
         return 130
-    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for sign in heard:
         signal.signal(sign, signal.SIG_DFL)
     # -P: a directory named like one of our rooms where the user stands must not shadow it.
     os.execv(PYTHON, [str(PYTHON), "-P", "-m", "cli.dev", *argv])
