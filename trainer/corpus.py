@@ -117,7 +117,7 @@ def _content_sha256(path: Path, cache: Path, work: Work) -> str:
         return _hash(path, work)
     facts = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     memory = cache / f"{hashlib.sha256(json.dumps(facts).encode()).hexdigest()}.content"
-    with _locked(memory.with_suffix(".lock"), lambda: work(f"waiting for who reads {path.name}", 0, 0)):
+    with _locked(memory.with_suffix(".lock"), lambda: work(f"waiting until {path.name} is read", 0, 0)):
         if memory.is_file():
             return memory.read_text(encoding="ascii")
         digest = _hash(path, work)

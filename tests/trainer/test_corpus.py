@@ -145,7 +145,7 @@ def test_who_waits_takes_over_from_a_builder_that_died(build: Any, inputs: Input
     assert not [p for p in cache.iterdir() if len(p.name) == 64], "it was not done yet"
     second = build(path)
     assert second.stdout is not None
-    assert "waiting for who tokenizes a.txt\n" in iter(second.stdout.readline, "")
+    assert "waiting until a.txt is tokenized\n" in iter(second.stdout.readline, "")
     first.kill()
     lines = said(second)
     assert f"tokenizing {path}" in lines
