@@ -235,7 +235,8 @@ def test_a_stuck_supervisor_of_another_host_of_this_machine_is_left_to_it(plane:
     plane.eventually(lambda: processes.boottime() > end)
     assert plane.attempt(job_id).status is AttemptStatus.RUNNING
     assert all(is_running(pid) for pid in [*ranks, supervisor])
-    plane.start()
+    # A grace that ends with the ranks' own end: on a busy machine they may need longer to save than the test's short one.
+    plane.start(LONGYARD_STOP_GRACE_S="60")
     plane.eventually(lambda: plane.attempt(job_id).status is AttemptStatus.LOST)
     assert not any(is_running(pid) for pid in [*ranks, supervisor])
     assert "checkpoint" in plane.kinds(job_id), "its ranks were given the time to save"
@@ -243,7 +244,7 @@ def test_a_stuck_supervisor_of_another_host_of_this_machine_is_left_to_it(plane:
 
 
 def test_a_drain_checkpoints_and_the_next_start_resumes(plane: Plane) -> None:
-    worker = plane.start()
+    worker = plane.start(LONGYARD_STOP_GRACE_S="60")
     job_id = plane.submit(
         [{"do": "tell_config"}, {"do": "say", "text": "up"}, {"do": "wait_for_stop", "save": 4}], num_devices=2
     )
