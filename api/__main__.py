@@ -19,9 +19,9 @@ import orjson
 import structlog
 import uvicorn
 
+from api.app import create_app
 from api.errors import DATABASE_ERRORS
-from api.main import create_app
-from api.plane import Plane
+from api.state import Plane
 from store import tokens
 from store.db import REVISION
 from store.errors import BadSettings, Unauthenticated

@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import dashboard, errors
+from api import errors, static_files
 from api.errors import Problem
 from store import tokens
 from store.db import Database
@@ -219,5 +219,5 @@ def _sign_in_page(scope: Scope, headers: Headers, problem: Problem) -> ASGIApp |
     """A person whose browser opens the dashboard without a session gets the page to sign in at, still as a 401."""
     is_page = scope["method"] == "GET" and (scope["path"] == "/" or scope["path"].startswith("/ui"))
     if problem.code == "unauthenticated" and is_page and "text/html" in headers.get("accept", ""):
-        return dashboard.login_page(status=problem.status)
+        return static_files.login_page(status=problem.status)
     return None

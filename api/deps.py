@@ -12,7 +12,7 @@ from fastapi import Depends, Path, Request
 from sqlalchemy.orm import Session
 
 from api.errors import Problem
-from api.plane import Plane
+from api.state import Plane
 from store import jobs
 from store.models import Job
 from store.tokens import Identity

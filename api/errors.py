@@ -19,7 +19,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
-from api import fields, schemas
+from api import schemas, validation_errors
 from store import errors as store
 
 STATUS: Final[Mapping[str, int]] = {
@@ -143,7 +143,7 @@ def of_bug(error: Exception, *, request_id: str) -> Problem:
 
 
 def install(app: FastAPI) -> None:
-    """Give the app its handlers. What none of them knows is a bug, and `api.edge` answers it."""
+    """Give the app its handlers. What none of them knows is a bug, and `api.middleware` answers it."""
     kinds: tuple[type[Exception], ...] = (Problem, store.LongyardError, *DATABASE_ERRORS)
     for kind in kinds:
         app.add_exception_handler(kind, _known)
@@ -178,7 +178,7 @@ async def _known(request: Request, error: Exception) -> Response:
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    told = fields.of_request(found, _expected(request))
+    told = validation_errors.of_request(found, _expected(request))
     problem = blame("invalid_request", told, num_unlisted=len(found) - len(told))
     return response(problem, request_id=request.state.request_id)
 

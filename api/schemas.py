@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from store.states import AttemptStatus, DeviceState, ExitReason, HostStatus, Intent, JobStatus
-from trainer.config import DeviceType, TrainConfig
-from trainer.estimate import Estimate
+from trainer.estimate.request import Estimate
+from trainer.spec.config import DeviceType, TrainConfig
 
 MAX_LABELS: Final = 64
 MAX_DEVICES: Final = 8

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Final
 
 BENCHES: Final = {
-    "plane": "the control plane: submissions, launches, stops, lists, metrics, memory",
-    "trainer": "the trainer, against stock transformers in the same run",
+    "plane": ("control_plane", "the control plane: submissions, launches, stops, lists, metrics, memory"),
+    "trainer": ("trainer", "the trainer, against stock transformers in the same run"),
 }
 
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in BENCHES:
         sys.stderr.write(f"no bench {argv[0]!r}\n\n{usage()}\n")
         return 2
-    module = f"benchmarks.{argv[0]}"
+    module = f"benchmarks.{BENCHES[argv[0]][0]}.__main__"
     try:
         # Imported here: one bench needs torch, the other must not wait for it.
         bench = importlib.import_module(module)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{title}" for name, title in BENCHES.items()]
+    lines = [f"  {name:<10}{title}" for name, (_, title) in BENCHES.items()]
     return "Usage: ./run bench NAME [--quick] [--json FILE]\n\n" + "\n".join(lines)
 
 

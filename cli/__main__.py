@@ -1,6 +1,6 @@
 """`python -m cli` is `longyard`."""
 
-from cli.main import entry
+from cli.commands import entry
 
 if __name__ == "__main__":
     entry()

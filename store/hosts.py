@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from store.db import now
 from store.errors import NotFound, PlacementConflict
 from store.models import Attempt, Device, Host, Job
-from store.placement import HostCapacity
+from store.placement.types import HostCapacity
 from store.states import DeviceState, HostStatus
 
 IN_SERVICE: Final = frozenset({DeviceState.FREE, DeviceState.HELD})

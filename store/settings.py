@@ -115,7 +115,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def broker_url(self) -> str:
-        """In redis-py's form; `store/broker.py` alone rewrites it for kombu."""
+        """In redis-py's form; `store/celery_app.py` alone rewrites it for kombu."""
         return self.redis_url or f"unix://{self.broker_socket}"
 
     @cached_property

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from store import ids
 from store.db import now
 from store.models import Attempt, Job
-from store.placement import Share
+from store.placement.types import Share
 from store.states import OPEN_ATTEMPT, AttemptStatus
 
 HALF_LIFE_S: Final = 24 * 3600.0

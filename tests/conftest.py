@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.checks import is_of_a_plane
+from dev.checks import is_of_a_plane
 from migrations.upgrade import upgrade
 from store.db import Database
 from store.settings import Settings
@@ -113,7 +113,9 @@ def database(settings: Settings) -> Iterator[Database]:
 def valkey(settings: Settings) -> Iterator[str]:
     """The URL of a Valkey server of the test's own, in its data directory."""
     environment = {**os.environ, "LONGYARD_DATA_DIR": str(settings.data_dir)}
-    process = subprocess.Popen([sys.executable, "-m", "store.embedded"], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "store.embedded_valkey"], env=environment, stdout=subprocess.DEVNULL
+    )
     try:
         _answers(settings.broker_url, process)
         yield settings.broker_url

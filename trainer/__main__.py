@@ -10,8 +10,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from trainer import place, stacks, stop
-from trainer.startup import StartUp
+from trainer import dist_env, signals, stacks
+from trainer.startup_timer import StartUp
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,28 +25,28 @@ def main(argv: list[str] | None = None) -> int:
     if not path.is_file():
         sys.stderr.write(f"--config: {path} is not a file\n")
         return 2
-    wish = stop.listen()
+    wish = signals.listen()
     try:
-        stacks.listen(path.parent, place.here().rank)
+        stacks.listen(path.parent, dist_env.here().rank)
         return _train(path, wish, startup)
     # The process's edge: whatever it was, tokenizers' panics past Exception included, is told by file and exit code.
     except BaseException as error:  # noqa: BLE001
         return _tell(error, path.parent, step=None)
 
 
-def _train(path: Path, wish: stop.StopWish, startup: StartUp) -> int:
-    from trainer.config import RunConfig, check_inputs
+def _train(path: Path, wish: signals.StopWish, startup: StartUp) -> int:
     from trainer.errors import BadInput
+    from trainer.spec.config import RunConfig, check_inputs
 
     config = RunConfig.model_validate_json(path.read_bytes())
     problems = check_inputs(config, allow_network=config.allow_network)
     if problems:
         raise BadInput("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
     _prepare_libraries(config.allow_network)
-    here = place.here()
+    here = dist_env.here()
     if config.cpu_affinity:
         # Before numpy and torch are there: their threads keep the cores they were started with.
-        place.keep_to_share(here)
+        dist_env.keep_to_share(here)
     # Imported here so that a signal during these seconds finds somebody listening.
     from trainer import device, loop
     from trainer.report import Reporter
@@ -74,9 +74,9 @@ def _tell(error: BaseException, directory: Path, *, step: int | None) -> int:
         traceback.print_exception(error)
     if not isinstance(error, Stopped):
         try:
-            write_error(directory, place.here().rank, error, step=step)
+            write_error(directory, dist_env.here().rank, error, step=step)
         except OSError as problem:
-            sys.stderr.write(f"r{place.here().rank}.error.json could not be written: {problem}\n")
+            sys.stderr.write(f"r{dist_env.here().rank}.error.json could not be written: {problem}\n")
     return code
 
 

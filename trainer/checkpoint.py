@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from trainer import durable
-from trainer.config import CheckpointRef
+from trainer import atomic_files
 from trainer.errors import BrokenCheckpoint
+from trainer.spec.config import CheckpointRef
 
 _WEIGHTS = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
@@ -42,7 +42,7 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     if not parent.exists():
         parent.mkdir(parents=True)
-        durable.sync(parent.parent)
+        atomic_files.sync(parent.parent)
     temporary.mkdir()
     save_file(_weights(network), temporary / _WEIGHTS)
     tensors, numbers = _optimizer_state(network, optimizer)
@@ -52,7 +52,7 @@ def write(
     _write_json(temporary / _MANIFEST, {"format": _FORMAT, "step": step, "files": files})
     digest = hashlib.sha256((temporary / _MANIFEST).read_bytes()).hexdigest()
     # Only a run repeated by hand in one directory finds the target there.
-    durable.publish(temporary, target)
+    atomic_files.publish(temporary, target)
     return Published(target, digest)
 
 

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer.config import RunConfig
+from trainer.dist_env import Place
 from trainer.errors import BadInput
-from trainer.place import Place
+from trainer.spec.config import RunConfig
 
 _BACKENDS = {"npu": "hccl", "cuda": "nccl", "cpu": "gloo"}
 # Ranks of one job reach a collective within the longest save or evaluation of rank 0.

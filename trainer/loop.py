@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from trainer import checkpoint, corpus, data, durable, evaluation, model, plan, results, tokenizer
-from trainer.config import RunConfig
-from trainer.data import Batch
+from trainer import atomic_files, checkpoint, evaluate, model, results
+from trainer.data import dataset, loader, sampler, tokenizer
+from trainer.data.loader import Batch
+from trainer.data.sampler import Rows
+from trainer.data.tokenizer import Vocabulary
 from trainer.device import Device, seed_all
 from trainer.errors import BadInput, Diverged, Stopped
+from trainer.metrics import WARM_STEPS, Step, Sums, Window, perplexity
 from trainer.optimizer import Optimizer
-from trainer.plan import Rows
 from trainer.report import Reporter
 from trainer.schedule import learning_rate
-from trainer.stop import StopWish
-from trainer.tally import WARM_STEPS, Step, Sums, Window, perplexity
-from trainer.tokenizer import Vocabulary
+from trainer.signals import StopWish
+from trainer.spec.config import RunConfig
 
 # Steps in a row that fp16 may leave out for an infinite gradient: a loss scale of 65,536 halved so often is nothing.
 MAX_SKIPPED = 100
@@ -75,8 +76,8 @@ class Trainer:
         self.model = model.MaskedLanguageModel(self.network, device.type, packing=config.packing)
         self.module = device.over_ranks(self.model.to(device.torch_device))
         self.optimizer = Optimizer(self.model, config, device)
-        self.steps_per_epoch = plan.steps_per_epoch(train_set, config, device.place)
-        self.total_steps = plan.total_steps(self.steps_per_epoch, config)
+        self.steps_per_epoch = sampler.steps_per_epoch(train_set, config, device.place)
+        self.total_steps = sampler.total_steps(self.steps_per_epoch, config)
         self.sums, self.window = Sums(), Window()
         self.saved_step = 0
         self.steps_here = self.skipped = 0
@@ -84,7 +85,7 @@ class Trainer:
         reporter.say(
             f"{size:,} weights, {self.model.attention} attention on {device.type}; "
             f"{len(train_set.sequences):,} sequences in {len(train_set):,} rows, "
-            f"{self.total_steps:,} steps of {plan.global_batch_size(config, device.place)} rows"
+            f"{self.total_steps:,} steps of {sampler.global_batch_size(config, device.place)} rows"
         )
 
     def resume(self) -> None:
@@ -92,7 +93,7 @@ class Trainer:
         reference = self.config.resume_from_checkpoint
         assert reference is not None
         state = checkpoint.read(reference, self.network, self.optimizer.adamw)
-        if state["global_batch_size"] != plan.global_batch_size(self.config, self.device.place):
+        if state["global_batch_size"] != sampler.global_batch_size(self.config, self.device.place):
             self._keep_global_batch(state["global_batch_size"])
         if (state["train_data"], state["num_rows"]) != (self.train_set.sequences.digest, len(self.train_set)):
             raise BadInput(
@@ -122,8 +123,8 @@ class Trainer:
                 f"{size}; choose another per_device_train_batch_size or number of devices"
             )
         self.config = self.config.model_copy(update={"gradient_accumulation_steps": rows // (size * ranks)})
-        self.steps_per_epoch = plan.steps_per_epoch(self.train_set, self.config, self.device.place)
-        self.total_steps = plan.total_steps(self.steps_per_epoch, self.config)
+        self.steps_per_epoch = sampler.steps_per_epoch(self.train_set, self.config, self.device.place)
+        self.total_steps = sampler.total_steps(self.steps_per_epoch, self.config)
         self.reporter.say(
             f"{ranks} ranks now: {self.config.gradient_accumulation_steps} batches a step keep its {rows} rows; "
             "rows, masks and learning rates go on as they were, what dropout drops does not"
@@ -136,7 +137,7 @@ class Trainer:
             self.reporter.passed("evaluate")
         self.reporter.phase("train")
         steps = range(self.sums.step, self.total_steps)
-        batches = data.train_batches(self.train_set, self.vocabulary, self.config, self.device, steps=steps)
+        batches = loader.train_batches(self.train_set, self.vocabulary, self.config, self.device, steps=steps)
         started = time.perf_counter()
         for accumulated in batches:
             data_s = time.perf_counter() - started
@@ -163,7 +164,7 @@ class Trainer:
         temporary.mkdir()
         model.save(self.network, self.vocabulary, temporary)
         (temporary / "results.json").write_text(json.dumps(self._results(), indent=1), encoding="utf-8")
-        durable.publish(temporary, target)
+        atomic_files.publish(temporary, target)
         self.reporter.say(f"output: {target}")
 
     def _step(self, accumulated: list[Batch]) -> Step:
@@ -244,7 +245,7 @@ class Trainer:
         if self.eval_set is None or not due or (self.sums.evaluated_step == step and step < self.total_steps):
             return False
         self.reporter.phase("evaluate")
-        loss = evaluation.mean_loss(
+        loss = evaluate.mean_loss(
             self.model, self.eval_set, self.vocabulary, self.config, self.device, check=self._stop_if_asked
         )
         self.sums.evaluated(loss, is_saved=0 < step == self.saved_step)
@@ -271,7 +272,7 @@ class Trainer:
         self.reporter.phase("save")
         parent, keep = self.directory / "checkpoints", self._keep()
         state = {
-            "global_batch_size": plan.global_batch_size(self.config, self.device.place),
+            "global_batch_size": sampler.global_batch_size(self.config, self.device.place),
             "num_rows": len(self.train_set),
             "train_data": self.train_set.sequences.digest,
             "order": _order(self.config),
@@ -313,7 +314,9 @@ def _read(
     name: str, field: str, config: RunConfig, vocabulary: Vocabulary, directory: Path, reporter: Reporter
 ) -> Rows:
     cache = Path(config.cache_dir) if config.cache_dir else directory / "tokens"
-    return plan.arrange(corpus.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config)
+    return sampler.arrange(
+        dataset.read(Path(name), field, config, vocabulary, cache, reporter.say, reporter.work), config
+    )
 
 
 def _order(config: RunConfig) -> dict[str, Any]:

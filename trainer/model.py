@@ -14,13 +14,13 @@ from transformers import logging as transformers_logging
 from transformers.models.longformer.configuration_longformer import LongformerConfig
 from transformers.models.longformer.modeling_longformer import LongformerForMaskedLM
 
-from trainer import attention, dropout
-from trainer.config import RunConfig, kind_of
-from trainer.data import IGNORED, Batch
+from trainer.attention import dropout, module
+from trainer.data.loader import IGNORED, Batch
+from trainer.data.tokenizer import Vocabulary
 from trainer.device import seed_all
 from trainer.errors import BadInput
-from trainer.shape import RESERVED_POSITIONS
-from trainer.tokenizer import Vocabulary
+from trainer.spec.config import RunConfig, kind_of
+from trainer.spec.model_shape import RESERVED_POSITIONS
 
 _HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "vocab.json", "merges.txt", "tokenizer*.json"]
 
@@ -36,7 +36,7 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.network = network
         self.packing = packing
-        self.attention = attention.install(network, device_type)
+        self.attention = module.install(network, device_type)
         dropout.install(network, device_type)
         for name, parameter in network.named_parameters():
             # Masked language modelling has no global tokens, so these would never get a gradient.
@@ -53,7 +53,7 @@ class MaskedLanguageModel(nn.Module):
     def _encode(self, batch: Batch) -> torch.Tensor:
         # Not LongformerModel.forward: it builds an L×L mask only to take its first row.
         body = self.network.longformer
-        attention.separate(self.network, batch.segments_BL, packed=self.packing)
+        module.separate(self.network, batch.segments_BL, packed=self.packing)
         embedded_BLE = body.embeddings(input_ids=batch.input_ids_BL, position_ids=batch.position_ids_BL)
         # The layers read the sign alone: below zero is masked, zero is local attention.
         signs_BL = (batch.segments_BL > 0).to(embedded_BLE.dtype) - 1

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import RunConfig
 from trainer.device import Device
+from trainer.spec.config import RunConfig
 
 
 class Optimizer:

@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from trainer.dist_env import Place
 from trainer.errors import classify
-from trainer.place import Place
-from trainer.startup import StartUp
+from trainer.startup_timer import StartUp
 
 # A write of one constant size is never seen half done by a reader on the same host.
 _PROGRESS_BYTES = 256

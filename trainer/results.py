@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from trainer import plan
-from trainer.config import RunConfig, TrainConfig
-from trainer.corpus import Sequences
+from trainer.data import sampler
+from trainer.data.dataset import Sequences
+from trainer.data.tokenizer import Vocabulary
 from trainer.device import Device
-from trainer.tally import Sums
-from trainer.tokenizer import Vocabulary
+from trainer.metrics import Sums
+from trainer.spec.config import RunConfig, TrainConfig
 
 _LIBRARIES = ("torch_npu", "transformers", "tokenizers", "safetensors", "numpy", "longyard")
 
@@ -33,7 +33,7 @@ def collect(
     return {
         **sums.results(),
         "epochs": sums.step / steps_per_epoch,
-        "global_batch_size": plan.global_batch_size(config, device.place),
+        "global_batch_size": sampler.global_batch_size(config, device.place),
         "world_size": device.place.world_size,
         "device_type": device.type,
         "data_sha256": {field: text.content_sha256 for field, text in texts.items()},

@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.config import TrainConfig
+from trainer.spec.config import TrainConfig
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:

@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 
-from store import broker
+from store import celery_app
 from store.db import SUPERVISOR_BUSY_TIMEOUT_S, Database
 from store.errors import BadSettings
-from store.notify import Notifier
+from store.pubsub import Notifier
 from store.settings import Settings, load
-from worker import devices, tasks
-from worker.devices import NoDevices
-from worker.host import HostLoop
+from worker.agent import celery_consumer
+from worker.agent.loop import HostLoop
+from worker.devices import inventory as devices
+from worker.devices.inventory import NoDevices
 from worker.journal import configure
 
 log = logging.getLogger(__name__)
@@ -35,14 +36,14 @@ def main() -> None:
     except NoDevices as error:
         sys.exit(str(error))
     log.info("%d %s devices: %s", len(inventory.names), inventory.device_type, ", ".join(inventory.names))
-    celery = broker.app(settings.broker_url)
+    celery = celery_app.app(settings.broker_url)
     database = Database(settings.db_url, busy_timeout_s=SUPERVISOR_BUSY_TIMEOUT_S)
-    loop = HostLoop(settings, database, Notifier(settings.broker_url), broker.Sender(celery), inventory)
+    loop = HostLoop(settings, database, Notifier(settings.broker_url), celery_app.Sender(celery), inventory)
     signal.set_wakeup_fd(loop.fd_for_signals, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda signum, _frame: loop.ask_to_leave(signum))
-    tasks.define(celery, loop.poke)
-    tasks.consume(celery, settings.host_name)
+    celery_consumer.define(celery, loop.poke)
+    celery_consumer.consume(celery, settings.host_name)
     loop.run()
     database.dispose()
     os.close(lock)

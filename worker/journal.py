@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from store.settings import Settings
-from worker.tail import printable
+from worker.ingest.tail import printable
 
 LOOK_BACK_BYTES: Final = 16 * 1024
 

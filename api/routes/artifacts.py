@@ -8,11 +8,11 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Request
 from starlette.responses import FileResponse
 
-from api import artifacts, deps, schemas
-from api.artifacts import Artifact
+from api import artifact_files, deps, schemas
+from api.artifact_files import Artifact
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import Problem, documented
-from api.plane import Plane
+from api.state import Plane
 from store import attempts
 from store.tokens import Identity
 
@@ -72,7 +72,9 @@ def _found(job_id: str, plane: Plane, caller: Identity) -> list[Artifact]:
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
         numbers = [one.number for one in attempts.of_job(session, job_id)]
-    return [one for number in numbers for one in artifacts.of_attempt(plane.settings.run_dir(job_id, number), number)]
+    return [
+        one for number in numbers for one in artifact_files.of_attempt(plane.settings.run_dir(job_id, number), number)
+    ]
 
 
 def _check_range(request: Request, found: Artifact) -> None:

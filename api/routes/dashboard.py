@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
 
-from api import dashboard, documentation
+from api import openapi, static_files
 from api.errors import Problem
 
 router = APIRouter(include_in_schema=False)
@@ -19,12 +19,12 @@ def redirect_to_dashboard() -> Response:
 
 @router.api_route("/ui/login", methods=["GET", "HEAD"])
 def show_login() -> Response:
-    return dashboard.login_page()
+    return static_files.login_page()
 
 
 @router.api_route("/ui/assets/{name}", methods=["GET", "HEAD"])
 def get_asset(name: str) -> Response:
-    found = dashboard.asset(name)
+    found = static_files.asset(name)
     if found is None:
         raise Problem("not_found", "There is no such file in this build of the dashboard.")
     return found
@@ -33,9 +33,9 @@ def get_asset(name: str) -> Response:
 @router.get("/ui/{path:path}")
 def show_dashboard(path: str) -> Response:
     """Every page of the dashboard is the same document; its script reads the path."""
-    return dashboard.index_page()
+    return static_files.index_page()
 
 
 @router.get("/docs")
 def show_docs(request: Request) -> Response:
-    return documentation.page(request.app.openapi())
+    return openapi.page(request.app.openapi())

@@ -9,15 +9,15 @@ import structlog
 from fastapi import APIRouter, Path
 from sqlalchemy.orm import Session
 
-from api import schemas, views
+from api import schemas, serializers
 from api.deps import CurrentPlane, Operator
 from api.errors import documented
-from api.plane import Plane
+from api.state import Plane
 from store import hosts
 from store.tokens import Identity
 
 router = APIRouter(tags=["hosts"])
-log = structlog.get_logger("api.hosts")
+log = structlog.get_logger("api.submission.host_cache")
 
 Name = Annotated[str, Path(max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$", description="A host's name.")]
 Index = Annotated[int, Path(ge=0, le=1023, description="A device's index on its host.")]
@@ -29,7 +29,7 @@ _CHANGE: Final[Any] = {"responses": documented("not_found", "forbidden", "invali
 def list_hosts(plane: CurrentPlane) -> schemas.Hosts:
     """By name, with their devices and who holds each."""
     with plane.database.read() as session:
-        return schemas.Hosts(data=[views.host(view) for view in hosts.all_hosts(session)])
+        return schemas.Hosts(data=[serializers.host(view) for view in hosts.all_hosts(session)])
 
 
 @router.post("/hosts/{name}/drain", **_CHANGE)
@@ -64,7 +64,7 @@ def _change(
     with plane.database.write() as session:
         change(session)
         session.flush()
-        answer = views.host(hosts.view(session, name))
+        answer = serializers.host(hosts.view(session, name))
     log.info(what, host=name, by=caller.owner, **where)
     plane.hints.host_changed(name)
     return answer

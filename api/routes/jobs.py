@@ -10,17 +10,18 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api import deps, estimates, schemas, specs, views
+from api import deps, schemas, serializers
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import Problem, documented
-from api.plane import Plane
 from api.schemas import Line
+from api.state import Plane
+from api.submission import estimate, validation
 from store import attempts, checkpoints, events, jobs, models
 from store.hosts import HostView
 from store.jobs import NewJob, Submission
 from store.states import JobStatus
 from store.tokens import Identity
-from trainer.config import TrainConfig
+from trainer.spec.config import TrainConfig
 
 router = APIRouter(tags=["jobs"])
 
@@ -98,7 +99,7 @@ async def submit_job(
         return _json(await run_in_threadpool(_rehearse, spec, plane, caller), status=200)
     digest = ""
     if idempotency_key is not None:
-        digest = specs.digest(spec)
+        digest = validation.digest(spec)
         # Asked before the spec is checked: what made a job once gives it again, though its files may be gone by now.
         earlier = await run_in_threadpool(_earlier, plane, caller, idempotency_key, digest)
         if earlier is not None:
@@ -107,7 +108,7 @@ async def submit_job(
     row, replayed = await plane.writer.submit(Submission(new, caller.owner, idempotency_key, digest))
     if replayed:
         return _json(await run_in_threadpool(_shown, plane, row), status=200, replay=True)
-    return _json(views.fresh(row, no_hosts=not known_hosts), status=201)
+    return _json(serializers.fresh(row, no_hosts=not known_hosts), status=201)
 
 
 @router.get("/jobs", responses=documented("invalid_request"))
@@ -124,7 +125,9 @@ def list_jobs(query: Annotated[Selection, Query()], plane: CurrentPlane, caller:
             after=query.after,
             limit=query.limit,
         )
-        return schemas.JobPage(data=views.many(session, page.rows), has_more=page.next is not None, next=page.next)
+        return schemas.JobPage(
+            data=serializers.many(session, page.rows), has_more=page.next is not None, next=page.next
+        )
 
 
 @router.get(
@@ -143,7 +146,9 @@ def get_job(
         tag = f'W/"{row.rev}"'
         if if_none_match is not None and tag in [one.strip() for one in if_none_match.split(",")]:
             return Response(status_code=304, headers={"ETag": tag})
-        return _json(views.one(session, row), status=200, headers={"ETag": tag, "Cache-Control": "private, no-cache"})
+        return _json(
+            serializers.one(session, row), status=200, headers={"ETag": tag, "Cache-Control": "private, no-cache"}
+        )
 
 
 _ASK: Final[Any] = {"status_code": 202, "responses": documented("not_found", "illegal_transition")}
@@ -178,7 +183,7 @@ def list_attempts(job_id: JobId, plane: CurrentPlane, caller: Caller) -> schemas
     """Oldest first."""
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
-        return schemas.Attempts(data=[views.attempt(row) for row in attempts.of_job(session, job_id)])
+        return schemas.Attempts(data=[serializers.attempt(row) for row in attempts.of_job(session, job_id)])
 
 
 @router.get("/jobs/{job_id}/events", responses=documented("not_found", "invalid_request"))
@@ -192,7 +197,7 @@ def list_events(
     more = len(rows) > query.limit
     rows = rows[: query.limit]
     return schemas.EventPage(
-        data=[views.event(row) for row in rows], has_more=more, next=str(rows[-1].seq) if more else None
+        data=[serializers.event(row) for row in rows], has_more=more, next=str(rows[-1].seq) if more else None
     )
 
 
@@ -202,7 +207,7 @@ def list_checkpoints(job_id: JobId, plane: CurrentPlane, caller: Caller) -> sche
     with plane.database.read() as session:
         deps.visible_job(session, job_id, caller)
         return schemas.Checkpoints(
-            data=[views.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)]
+            data=[serializers.checkpoint(number, row) for number, row in checkpoints.of_job(session, job_id)]
         )
 
 
@@ -211,7 +216,7 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
         deps.visible_job(session, job_id, caller)
         row = ask(session, job_id)
         session.flush()
-        answer = views.one(session, row)
+        answer = serializers.one(session, row)
     plane.hints.asked(job_id)
     return answer
 
@@ -219,32 +224,32 @@ def _ask(ask: Callable[[Session, str], models.Job], job_id: str, plane: Plane, c
 def _rehearse(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> schemas.DryRun:
     new, train, known_hosts = _checked(spec, plane, caller)
     with plane.database.read() as session:
-        found = specs.verdict(session, new, owner=caller.owner, settings=plane.settings)
-    device_type = specs.device_type_at(new, found, known_hosts)
-    return views.dry_run(new, found, estimates.of(train, num_devices=new.num_devices, device_type=device_type))
+        found = validation.verdict(session, new, owner=caller.owner, settings=plane.settings)
+    device_type = validation.device_type_at(new, found, known_hosts)
+    return serializers.dry_run(new, found, estimate.of(train, num_devices=new.num_devices, device_type=device_type))
 
 
 def _checked(spec: schemas.JobSpec, plane: Plane, caller: Identity) -> tuple[NewJob, TrainConfig, Sequence[HostView]]:
     """The whole spec, and the hosts it was held against: those of a moment ago may accept it, only those of now refuse it."""
-    new, train = specs.resolve(spec)
+    new, train = validation.resolve(spec)
     known_hosts = plane.known_hosts.recently()
     try:
-        specs.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
+        validation.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
     except Problem:
         known_hosts = plane.known_hosts.now()
-        specs.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
+        validation.check(new, train, owner=caller.owner, known_hosts=known_hosts, settings=plane.settings)
     return new, train, known_hosts
 
 
 def _earlier(plane: CurrentPlane, caller: Caller, key: str, digest: str) -> schemas.Job | None:
     with plane.database.read() as session:
         row = jobs.replayed(session, owner=caller.owner, idempotency_key=key, request_sha256=digest)
-        return views.one(session, row) if row is not None else None
+        return serializers.one(session, row) if row is not None else None
 
 
 def _shown(plane: Plane, row: models.Job) -> schemas.Job:
     with plane.database.read() as session:
-        return views.one(session, row)
+        return serializers.one(session, row)
 
 
 def _json(body: BaseModel, *, status: int, replay: bool = False, headers: dict[str, str] | None = None) -> Response:

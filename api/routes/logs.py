@@ -9,12 +9,13 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api import deps, ranklogs, schemas
+from api import deps, schemas
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import Problem, blame, documented
-from api.plane import Plane
-from api.ranklogs import Span
 from api.schemas import Line
+from api.state import Plane
+from api.streaming import rank_log
+from api.streaming.rank_log import Span
 from store import attempts
 from store.models import Attempt, Job
 from store.tokens import Identity
@@ -73,7 +74,7 @@ def get_logs(
         raise Problem("not_found", f"There is no log yet: the job is {job.status.value}.")
     headers = {**_headers(attempt.number, rank, span.start), "Longyard-Log-End": str(span.stop)}
     return StreamingResponse(
-        ranklogs.text_of(plane.database, span, query.grep or None), media_type=MEDIA_TYPE, headers=headers
+        rank_log.text_of(plane.database, span, query.grep or None), media_type=MEDIA_TYPE, headers=headers
     )
 
 
@@ -97,8 +98,8 @@ def _rank(job: Job, attempt: Attempt | None, query: Selection) -> int:
 
 def _span(session: Session, attempt: Attempt, rank: int, query: Selection) -> Span:
     if query.tail is not None:
-        return ranklogs.last_lines(session, attempt, rank=rank, lines=query.tail)
-    return ranklogs.whole(session, attempt, rank=rank, offset=query.offset or 0)
+        return rank_log.last_lines(session, attempt, rank=rank, lines=query.tail)
+    return rank_log.whole(session, attempt, rank=rank, offset=query.offset or 0)
 
 
 def _follow(
@@ -107,7 +108,7 @@ def _follow(
     plane.streams.check_room()
     number = attempt.number if attempt else job.num_attempts + 1
     offset = span.start if span else 0
-    text = ranklogs.follow(
+    text = rank_log.follow(
         plane,
         caller,
         job.id,

@@ -11,7 +11,7 @@ import orjson
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import deps, schemas, views
+from api import deps, schemas, serializers
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import blame, documented
 from api.schemas import Line
@@ -67,7 +67,7 @@ def get_metrics(job_id: JobId, query: Annotated[Selection, Query()], plane: Curr
 
 def _series(series: Series) -> dict[str, object]:
     extent = series.extent or (None, None)
-    points = [views.point(*point) for point in series.points]
+    points = [serializers.point(*point) for point in series.points]
     return {"name": series.name, "attempt": series.attempt, "points": points, "min": extent[0], "max": extent[1]}
 
 
@@ -77,7 +77,7 @@ def _csv(found: Sequence[Series]) -> str:
     rows.writerow(["name", "attempt", "step", "value", "at"])
     for series in found:
         rows.writerows(
-            [series.name, series.attempt, step, flag or value, views.timestamp(at)]
+            [series.name, series.attempt, step, flag or value, serializers.timestamp(at)]
             for step, value, at, flag in series.points
         )
     return text.getvalue()

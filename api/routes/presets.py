@@ -6,15 +6,15 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api import schemas, views
-from trainer.presets import PRESETS
+from api import schemas, serializers
+from trainer.spec.presets import PRESETS
 
 router = APIRouter(tags=["presets"])
 
 
 @router.get("/presets")
 def list_presets() -> schemas.Presets:
-    return schemas.Presets(data=[views.preset(preset) for preset in PRESETS.values()])
+    return schemas.Presets(data=[serializers.preset(preset) for preset in PRESETS.values()])
 
 
 @router.get("/schema")

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Header, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from api import changes, deps, schemas
-from api.changes import Cursor
+from api import deps, schemas
 from api.deps import Caller, CurrentPlane, JobId
 from api.errors import blame, documented
-from api.plane import Plane
+from api.state import Plane
+from api.streaming import job_changes
+from api.streaming.job_changes import Cursor
 from store.tokens import Identity
 
 router = APIRouter(tags=["streams"])
@@ -82,7 +83,7 @@ async def _all(plane: Plane, caller: Identity) -> AsyncIterator[bytes]:
 
 def _cursor(text: str, *, field: str) -> Cursor:
     try:
-        return changes.parse(text)
+        return job_changes.parse(text)
     except ValueError:
         fix = "give a job's `cursor` or the `id` of a message of its stream"
         raise blame(

@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks import table
-from benchmarks.simulate import figures, firstfit, replay, traces
-from benchmarks.simulate.figures import Figures, Waits
-from benchmarks.simulate.replay import Outcome
+from benchmarks import report
+from benchmarks.simulate import first_fit, simulator, traces
+from benchmarks.simulate import metrics as figures
+from benchmarks.simulate.metrics import Figures, Waits
+from benchmarks.simulate.simulator import Outcome
 from benchmarks.simulate.traces import TraceJob
-from store import placement
+from store.placement import planner
 
 OURS, FIRST_FIT = "ours", "first fit"
-PLANNERS: Final = {OURS: placement.plan, FIRST_FIT: firstfit.plan}
+PLANNERS: Final = {OURS: planner.plan, FIRST_FIT: first_fit.plan}
 NUM_OWNERS_SHOWN: Final = 8
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
             began_s = time.process_time()
             outcomes[name] = _replay(name, trace, options)
             took_s[name] = time.process_time() - began_s
-    except replay.Stuck as error:
+    except simulator.Stuck as error:
         sys.stderr.write(f"{error}\n")
         return 1
     found = {name: figures.read_out(trace, one, num_devices=8 * options.hosts) for name, one in outcomes.items()}
@@ -57,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(_report(found, trace, options), indent=1) + "\n", "utf-8")
     if options.picture is not None:
-        from benchmarks.simulate import picture
+        from benchmarks.simulate import chart
 
-        picture.draw(trace, outcomes, found, options.picture, title=_about(trace, options))
+        chart.draw(trace, outcomes, found, options.picture, title=_about(trace, options))
     sys.stderr.writelines(f"not sound: {what}\n" for what in wrong[:20])
     return 1 if wrong else 0
 
@@ -145,14 +146,14 @@ def _replay(name: str, trace: Sequence[TraceJob], options: argparse.Namespace) -
     with tqdm(total=len(trace), desc=name, unit="job", disable=None) as bar:
         ended: Callable[[], object] = bar.update
         quotas = {"*": options.quota} if options.quota else {}
-        hosts = replay.fleet(options.hosts)
-        return replay.replay(trace, hosts, PLANNERS[name], every_s=options.every, quotas=quotas, on_end=ended)
+        hosts = simulator.fleet(options.hosts)
+        return simulator.replay(trace, hosts, PLANNERS[name], every_s=options.every, quotas=quotas, on_end=ended)
 
 
 def _measure_whole(trace: Sequence[TraceJob], options: argparse.Namespace) -> int:
-    from benchmarks.simulate import whole
+    from benchmarks.simulate import pass_cost
 
-    found = whole.passes(trace, num_hosts=options.hosts, count=options.whole_passes)
+    found = pass_cost.passes(trace, num_hosts=options.hosts, count=options.whole_passes)
     sys.stdout.write(f"{_about(trace, options)}, all in use; a pass with what it reads and writes, on SQLite:\n")
     sys.stdout.writelines(f"  {wall_s:.3f} s, of which {cpu_s:.3f} s of CPU\n" for wall_s, cpu_s in found)
     return 0
@@ -167,7 +168,7 @@ def _about(trace: Sequence[TraceJob], options: argparse.Namespace) -> str:
 def _report(found: dict[str, Figures], trace: Sequence[TraceJob], options: argparse.Namespace) -> dict[str, object]:
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     planners = {name: figures.as_json(one) for name, one in found.items()}
-    return {"about": _about(trace, options), "options": asked, "machine": table.machine(), "planners": planners}
+    return {"about": _about(trace, options), "options": asked, "machine": report.machine(), "planners": planners}
 
 
 def _show(
@@ -175,7 +176,7 @@ def _show(
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(f"[bold]{_about(trace, options)}[/bold]", highlight=False)
-    for name, value in (table.machine() | {"longyard": version("longyard")}).items():
+    for name, value in (report.machine() | {"longyard": version("longyard")}).items():
         console.print(f"  {name}: {value}", highlight=False)
     shown = Table("", *found, pad_edge=False)
     for title, tell in _ROWS:

@@ -8,7 +8,7 @@ from math import inf
 from typing import Final, NamedTuple
 
 from store.placement import topology
-from store.placement.situation import ANY, HostCapacity, QueuedJob, RunningJob
+from store.placement.types import ANY, HostCapacity, QueuedJob, RunningJob
 
 TYPES: Final = ("npu", "cuda", "cpu")
 """A job of any type takes an accelerator where it can."""

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from store.placement import topology
 from store.placement.fleet import Fleet, Host, Spot
-from store.placement.situation import QueuedJob, RunningJob
+from store.placement.types import QueuedJob, RunningJob
 
 HIGH: Final = 100
 """Jobs of this priority and above may have lower ones stopped; those below 0 may be stopped; all others neither stop nor are stopped."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from math import inf
 
-from store.placement.order import NOBODY
-from store.placement.situation import QueuedJob, RunningJob, Share
+from store.placement.priority import NOBODY
+from store.placement.types import QueuedJob, RunningJob, Share
 
 
 class Quotas:

@@ -13,10 +13,10 @@ import httpx
 import pytest
 import structlog
 
-from api import estimates
 from api.__main__ import listen, server_of, url_of
-from api.main import create_app
-from api.plane import Plane
+from api.app import create_app
+from api.state import Plane
+from api.submission import estimate
 from store import attempts, hosts, jobs, tokens
 from store.db import Database
 from store.jobs import NewJob
@@ -73,12 +73,12 @@ def serving(settings: Settings) -> Generator[Running]:
 @contextmanager
 def all_turns_taken() -> Generator[None]:
     """As when many ask at once: no estimate is made meanwhile."""
-    for _ in range(estimates.AT_ONCE):
-        assert estimates._turns.acquire(timeout=60)
+    for _ in range(estimate.AT_ONCE):
+        assert estimate._turns.acquire(timeout=60)
     try:
         yield
     finally:
-        estimates._turns.release(estimates.AT_ONCE)
+        estimate._turns.release(estimate.AT_ONCE)
 
 
 @pytest.fixture

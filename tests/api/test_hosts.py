@@ -11,7 +11,7 @@ import pytest
 from store import hosts, tokens
 from store.db import Database
 from store.models import Attempt
-from store.notify import CHANNEL_HOSTS, Notifier
+from store.pubsub import CHANNEL_HOSTS, Notifier
 from tests.api.conftest import Running
 from tests.api.sse import messages
 

@@ -11,14 +11,14 @@ import psycopg
 import pytest
 from sqlalchemy import func, make_url, select
 
-from store import attempts, checkpoints, devices, jobs, logs
+from store import attempts, checkpoints, device_health, jobs, logs
 from store.db import Database
-from store.devices import Reading
+from store.device_health import Reading
 from store.models import Attempt, Job
 from store.settings import Settings
 from store.states import ExitReason
 from tests.api.conftest import Running, serving
-from trainer.presets import PRESETS
+from trainer.spec.presets import PRESETS
 
 Submit = Callable[..., str]
 
@@ -448,7 +448,7 @@ def test_hosts_show_what_their_cards_read_and_why_one_is_left_out(
 ) -> None:
     assert client.get(f"/jobs/{running.job_id}/attempts").json()["data"][0]["simulated"] is False
     with database.write() as session:
-        devices.observe(
+        device_health.observe(
             session, "a", [Reading(3, "alarm", 93.0, 7.5, 3 << 30, 64 << 30, ailment="it is sick")], seen=()
         )
     device = client.get("/hosts").json()["data"][0]["devices"][3]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import httpx
 
-from api import ranklogs
+from api.streaming import rank_log
 from store import attempts, logs
 from store.db import Database
 from store.models import Attempt
@@ -103,7 +103,7 @@ def test_a_long_log_comes_in_answers_of_a_bounded_size(
         answer = client.get(f"/jobs/{running.job_id}/logs", params={"offset": offset})
         text, answers = text + answer.text, answers + 1
         assert position(answer)["offset"] == offset
-        assert position(answer)["end"] - offset <= ranklogs.MAX_BYTES
+        assert position(answer)["end"] - offset <= rank_log.MAX_BYTES
         if position(answer)["end"] == offset:
             break
         offset = position(answer)["end"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulate import __main__ as simulate
-from benchmarks.simulate import figures, firstfit, replay, traces
-from benchmarks.simulate.replay import Outcome, Run
+from benchmarks.simulate import first_fit as firstfit
+from benchmarks.simulate import metrics, simulator, traces
+from benchmarks.simulate.simulator import Outcome, Run
 from benchmarks.simulate.traces import BadTrace, TraceJob
-from store import placement
+from store.placement import planner
 
 
 @pytest.fixture(scope="module")
@@ -21,25 +22,25 @@ def trace() -> list[TraceJob]:
 
 @pytest.fixture(scope="module")
 def ours(trace: list[TraceJob]) -> Outcome:
-    return replay.replay(trace, replay.fleet(4), placement.plan, every_s=20.0)
+    return simulator.replay(trace, simulator.fleet(4), planner.plan, every_s=20.0)
 
 
 def test_every_job_runs_once_and_no_device_twice(trace: list[TraceJob], ours: Outcome) -> None:
-    assert figures.check(trace, ours) == []
+    assert metrics.check(trace, ours) == []
     by_job = {job.id: [run for run in ours.runs if run.job_id == job.id] for job in trace}
     for job in trace:
         ran_s = sum(run.end_s - run.start_s for run in by_job[job.id])
-        repeated_s = replay.LOST_S * (len(by_job[job.id]) - 1)
+        repeated_s = simulator.LOST_S * (len(by_job[job.id]) - 1)
         assert ran_s == pytest.approx(min(job.duration_s, job.limit_s or job.duration_s) + repeated_s)
         if len(by_job[job.id]) > 1:
             assert job.priority < 0, "only the low ones are stopped"
-    first_fit = replay.replay(trace, replay.fleet(4), firstfit.plan, every_s=20.0)
-    assert figures.check(trace, first_fit) == []
+    first_fit = simulator.replay(trace, simulator.fleet(4), firstfit.plan, every_s=20.0)
+    assert metrics.check(trace, first_fit) == []
     assert first_fit.told == {}
 
 
 def test_the_figures_are_of_the_replay(trace: list[TraceJob], ours: Outcome) -> None:
-    found = figures.read_out(trace, ours, num_devices=32)
+    found = metrics.read_out(trace, ours, num_devices=32)
     assert 0.3 < found.utilisation < 1.0
     assert sum(one.num_jobs for one in found.by_size.values()) == len(trace)
     assert found.num_passes == len(ours.passes_s) > 100
@@ -54,12 +55,12 @@ def test_the_figures_are_of_the_replay(trace: list[TraceJob], ours: Outcome) -> 
 
 def test_exact_estimates_and_one_priority_make_no_promise_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where each job's limit is what it takes, and nothing is guessed from what such jobs took."""
-    monkeypatch.setattr(replay._Replay, "_typical_s", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(simulator._Replay, "_typical_s", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
     made_up = traces.synthetic(
         200, num_devices=16, load=1.2, seed=3, mix=traces.Mix(error_spread=0.0, high=0.0, low=0.0)
     )
     known = [_with(job, limit_s=job.duration_s) for job in made_up]
-    outcome = replay.replay(known, replay.fleet(2), placement.plan, every_s=0.0)
+    outcome = simulator.replay(known, simulator.fleet(2), planner.plan, every_s=0.0)
     starts = {run.job_id: run.start_s for run in reversed(outcome.runs)}
     assert len(outcome.promised) > 10
     assert [job_id for job_id, told in outcome.promised.items() if starts[job_id] > told.start_s + 1e-3] == []
@@ -68,10 +69,10 @@ def test_exact_estimates_and_one_priority_make_no_promise_late(monkeypatch: pyte
 def test_an_unsound_replay_is_seen() -> None:
     trace = [TraceJob("a", 0, "ada", 1, 10), TraceJob("b", 5, "ada", 2, 10)]
     runs = [Run("a", "h", (0,), 0, 10, is_last=True), Run("b", "h", (0, 1), 5, 15, is_last=True)]
-    assert figures.check(trace, Outcome(runs=runs)) == ["a and b held ('h', 0) at once"]
-    assert figures.check(trace, Outcome(runs=runs[:1])) == ["2 jobs were submitted and 1 ended"]
+    assert metrics.check(trace, Outcome(runs=runs)) == ["a and b held ('h', 0) at once"]
+    assert metrics.check(trace, Outcome(runs=runs[:1])) == ["2 jobs were submitted and 1 ended"]
     early = [Run("a", "h", (0,), 0, 10, is_last=True), Run("b", "h", (1,), 4, 15, is_last=True)]
-    assert figures.check(trace, Outcome(runs=early)) == ["b ran on 1 devices", "b ran before it was submitted"]
+    assert metrics.check(trace, Outcome(runs=early)) == ["b ran on 1 devices", "b ran before it was submitted"]
 
 
 def test_the_same_seed_is_the_same_trace_and_the_load_is_what_was_asked() -> None:
@@ -155,13 +156,15 @@ def test_an_option_that_makes_no_sense_is_refused_before_anything_is_replayed(
 
 
 def test_a_job_that_nothing_will_ever_start_ends_the_replay() -> None:
-    with pytest.raises(replay.Stuck, match="1 jobs wait for ever, such as a of ada, which wants 4"):
-        replay.replay([TraceJob("a", 0, "ada", 4, 10)], replay.fleet(1), placement.plan, every_s=1.0, quotas={"*": 2})
+    with pytest.raises(simulator.Stuck, match="1 jobs wait for ever, such as a of ada, which wants 4"):
+        simulator.replay(
+            [TraceJob("a", 0, "ada", 4, 10)], simulator.fleet(1), planner.plan, every_s=1.0, quotas={"*": 2}
+        )
 
 
 def test_jain() -> None:
-    assert figures.jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
-    assert figures.jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
+    assert metrics.jain([3.0, 3.0, 3.0]) == pytest.approx(1.0)
+    assert metrics.jain([1.0, 0.0, 0.0, 0.0]) == pytest.approx(0.25)
 
 
 def test_the_command_prints_both_and_keeps_what_it_is_asked_to(

@@ -10,16 +10,16 @@ from typing import Any
 import psutil
 from sqlalchemy import select
 
-from api.logtext import text
+from api.log_text import text
+from linux.proc import ATTEMPT_VARIABLE
 from store import attempts, logs
 from store.models import Attempt, LogChunk
 from store.states import OPEN_ATTEMPT, AttemptStatus
 from tests.faults import witness
 from tests.faults.client import TERMINAL
 from tests.faults.plane import Plane
-from worker import runlock
-from worker.processes import ATTEMPT_VARIABLE
-from worker.tail import CHUNK_BYTES
+from worker.ingest.tail import CHUNK_BYTES
+from worker.supervisor import run_lock
 
 
 def all_of(plane: Plane, job_ids: Iterable[str]) -> None:
@@ -112,7 +112,7 @@ def _what_is_left(plane: Plane, job_ids: list[str]) -> list[str]:
                 words.append(f"attempt {attempt.number} of {job_id} is open")
             if attempt.id in alive:
                 words.append(f"attempt {attempt.number} of {job_id} has processes {alive[attempt.id]}")
-            if pid := runlock.holder(plane.run_dir(job_id, attempt.number)):
+            if pid := run_lock.holder(plane.run_dir(job_id, attempt.number)):
                 words.append(f"attempt {attempt.number} of {job_id} has a supervisor, {pid}")
     return words
 

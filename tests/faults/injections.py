@@ -18,8 +18,8 @@ from store import attempts
 from tests.faults.checks import strays
 from tests.faults.plane import Plane
 from tests.worker.processes import is_running
-from worker import runlock
-from worker.launcher import lock_path
+from worker.forkserver.server import lock_path
+from worker.supervisor import run_lock
 
 
 def kill_worker(plane: Plane, host: str = "a") -> None:
@@ -128,7 +128,9 @@ def launcher_of(plane: Plane, host: str = "a") -> int:
 
 def supervisor_of(plane: Plane, job_id: str) -> int:
     number = plane.client.job(job_id)["attempt"]["number"]
-    return plane.until(lambda: runlock.holder(plane.run_dir(job_id, number)), "the supervisor has its lock", stated_s=5)
+    return plane.until(
+        lambda: run_lock.holder(plane.run_dir(job_id, number)), "the supervisor has its lock", stated_s=5
+    )
 
 
 def ranks_of(plane: Plane, job_id: str) -> dict[int, int]:
@@ -146,7 +148,7 @@ def processes_of(plane: Plane, host: str) -> list[int]:
     with plane.database.read() as session:
         open_here = attempts.open_on_host(session, host)
     alive = strays(plane)
-    supervisors = [runlock.holder(plane.run_dir(one.job_id, one.number)) for one in open_here]
+    supervisors = [run_lock.holder(plane.run_dir(one.job_id, one.number)) for one in open_here]
     return [*filter(None, supervisors), *(pid for one in open_here for pid in alive.get(one.id, []))]
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from sqlalchemy import text
 
 from store import attempts
-from store.broker import Sender, app
+from store.celery_app import Sender, app
 from tests.faults import injections, programs
 from tests.faults.programs import lesson
 from tests.faults.scene import Scene
@@ -119,7 +119,7 @@ def lose_answers(scene: Scene) -> str:
 
 
 def jump_clock(scene: Scene) -> str:
-    part = scene.rng.choice(["api", "worker", "worker.launcher", "tests.fake_trainer"])
+    part = scene.rng.choice(["api", "worker", "worker.forkserver.server", "tests.fake_trainer"])
     offset_s = scene.rng.choice([-3600, 3600])
     scene.plane.switch(f"clock {part}", str(offset_s))
     scene.pause(2)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import psutil
 import redis
 
-from cli.step import die_with_parent
+from cli.console import die_with_parent
 from migrations.upgrade import upgrade
 from store.db import Database
 from store.settings import Settings
@@ -113,7 +113,7 @@ class Plane:
             self.switch(name, "")
         self.database = Database(self.settings.db_url, busy_timeout_s=30.0)
         self.client = Client(self.settings)
-        self._add("broker", "store.embedded")
+        self._add("broker", "store.embedded_valkey")
         self._add("api", "api")
         for host in self.devices:
             self._add(f"worker {host}", "worker", **self._host_variables(host))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from store import attempts
 from tests.faults import injections
 from tests.faults.plane import Plane
-from worker import runlock
+from worker.supervisor import run_lock
 
 
 class Missed(Exception):
@@ -37,7 +37,7 @@ class Scene:
     def supervisor(self, job_id: str) -> int | None:
         with self.plane.database.read() as session:
             attempt = attempts.newest(session, job_id)
-        return runlock.holder(self.plane.run_dir(job_id, attempt.number)) if attempt else None
+        return run_lock.holder(self.plane.run_dir(job_id, attempt.number)) if attempt else None
 
     def host(self) -> str:
         return self.rng.choice(sorted(self.plane.devices))

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from linux.proc import ATTEMPT_VARIABLE
 from store import attempts
 from tests.faults import checks, programs, witness
 from tests.faults.plane import Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import NotInTime, Timings
-from worker.processes import ATTEMPT_VARIABLE
 
 Lie = Callable[[Plane, str], None]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from linux.proc import boottime
 from store.models import Attempt, LogChunk
 from tests import postgres
 from tests.faults import injections, programs, proxy
@@ -20,7 +21,6 @@ from tests.faults.plane import Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import Timings
 from tests.worker.processes import is_running
-from worker.processes import boottime
 
 PARTS = ("api", "worker a", "worker b")
 

@@ -22,7 +22,7 @@ from tests.faults.conftest import IS_FULL, calm
 from tests.faults.plane import Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import Timings
-from worker.planner import Planner
+from worker.agent.scheduling import Planner
 
 MIB = 1 << 20
 NUM_QUEUED = 10_000

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from store import attempts
-from store.broker import Sender, app
+from store.celery_app import Sender, app
 from store.models import Attempt
 from tests.faults import injections, programs
 from tests.faults import plane as planes
@@ -20,7 +20,7 @@ from tests.faults.plane import ROOT, Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import Timings
 
-PARTS = ("api", "worker", "worker.launcher", "tests.fake_trainer")
+PARTS = ("api", "worker", "worker.forkserver.server", "tests.fake_trainer")
 ROOMS = ("store", "worker", "trainer", "tests")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from linux.proc import boottime
 from store.models import Lease
 from tests.faults import injections, programs
 from tests.faults import plane as planes
@@ -16,7 +17,6 @@ from tests.faults.plane import Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import Timings
 from tests.worker.processes import is_running
-from worker.processes import boottime
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from linux.proc import boottime
 from store import attempts, hosts, jobs
 from tests.faults import injections, programs
 from tests.faults import plane as planes
@@ -19,7 +20,6 @@ from tests.faults.conftest import calm
 from tests.faults.plane import Plane
 from tests.faults.programs import lesson
 from tests.faults.timings import Timings
-from worker.processes import boottime
 
 
 @pytest.fixture(scope="module")

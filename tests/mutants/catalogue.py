@@ -7,7 +7,7 @@ from typing import Final
 from tests.mutants.mutant import Edit, Mutant, one
 
 HTTP: Final = "tests/api/test_state_machine.py"
-LEDGER: Final = "tests/worker/test_ledger.py"
+LEDGER: Final = "tests/worker/ingest/test_writer.py"
 COMMIT: Final = 'session.flush()\n    for words in ("COMMIT", "BEGIN IMMEDIATE"):\n        session.connection().exec_driver_sql(words)'
 """Two transactions out of one: what follows is no longer taken back together with what came before."""
 
@@ -122,14 +122,14 @@ MUTANTS: Final = (
     one(
         "seen-too-early",
         "a look at a card that began before its last holder left counts",
-        "store/devices.py",
+        "store/device_health.py",
         "device.unfit_reason == UNSEEN and device.index not in seen and",
         "False and",
     ),
     one(
         "fault-not-cordoned",
         "a device whose fault ended an attempt is given to the next",
-        "store/devices.py",
+        "store/device_health.py",
         "    device.cordoned_at = now()",
         "    pass",
     ),
@@ -321,10 +321,18 @@ MUTANTS: Final = (
         "judged-by-the-wall-clock",
         "a lease expires because somebody set the clock",
         (
-            Edit("worker/sweeper.py", "        now = processes.boottime()\n", "        now = wall().timestamp()\n"),
-            Edit("worker/sweeper.py", "        return processes.boottime() -", "        return wall().timestamp() -"),
             Edit(
-                "worker/sweeper.py",
+                "worker/agent/lease_monitor.py",
+                "        now = processes.boottime()\n",
+                "        now = wall().timestamp()\n",
+            ),
+            Edit(
+                "worker/agent/lease_monitor.py",
+                "        return processes.boottime() -",
+                "        return wall().timestamp() -",
+            ),
+            Edit(
+                "worker/agent/lease_monitor.py",
                 "from store.db import Database",
                 "from store.db import Database\nfrom store.db import now as wall",
             ),
@@ -333,21 +341,21 @@ MUTANTS: Final = (
     one(
         "judged-without-watching",
         "a judge that was away takes its own absence for the others'",
-        "worker/sweeper.py",
+        "worker/agent/lease_monitor.py",
         "if self._looked_at is None or now - self._looked_at > self._settings.lease_s / 2:",
         "if self._looked_at is None:",
     ),
     one(
         "wait-ignored",
         "the planner does not hold a retry back",
-        "worker/planner.py",
+        "worker/agent/scheduling.py",
         "[one.job for one in situation.waiting if one.job.id not in held],",
         "[one.job for one in situation.waiting],",
     ),
     one(
         "wait-never-ends",
         "each pass begins the wait of a retry anew",
-        "worker/planner.py",
+        "worker/agent/scheduling.py",
         "self._seen = {key: self._seen.get(key, at) for key in delayed}",
         "self._seen = dict.fromkeys(delayed, at)",
     ),
@@ -361,21 +369,21 @@ MUTANTS: Final = (
     one(
         "order-not-kept",
         "positions are those of an earlier queue",
-        "worker/planner.py",
+        "worker/agent/scheduling.py",
         "queue.keep_order(session, planned)",
         "pass",
     ),
     one(
         "nobody-told",
         "a job that waits is not told why",
-        "worker/planner.py",
+        "worker/agent/scheduling.py",
         "                    told += _write(session, one)",
         "                    told.append(one.job_id)",
     ),
     one(
         "unheard-commit-repeated",
         "after a commit whose reply was lost the same lines are committed again",
-        "worker/ledger.py",
+        "worker/ingest/writer.py",
         "        except BaseException:\n            self._offsets = None\n",
         "        except BaseException:\n",
         LEDGER,
@@ -383,39 +391,39 @@ MUTANTS: Final = (
     one(
         "stale-lease-starts-ranks",
         "who stood still past its lease starts its ranks all the same",
-        "worker/launch.py",
+        "worker/supervisor/startup.py",
         "            self._be_sure_of_lease(ledger)\n",
         "",
-        test="tests/worker/test_launch.py",
+        test="tests/worker/supervisor/test_startup.py",
     ),
     one(
         "half-started-left",
         "ranks that were started before one that could not be are left running",
-        "worker/ranks.py",
+        "worker/supervisor/ranks.py",
         "        end_all(started, within_s=HALF_STARTED_S)\n",
         "",
-        test="tests/worker/test_launch.py",
+        test="tests/worker/supervisor/test_startup.py",
     ),
     one(
         "told-before-the-commit",
         "what is told once is lost with a commit that fails",
-        "worker/ledger.py",
+        "worker/ingest/writer.py",
         "        self._telling.add(key)\n",
         "        self._told.add(key)\n",
-        test="tests/worker/test_ledger.py",
+        test="tests/worker/ingest/test_writer.py",
     ),
     one(
         "names-of-this-writer-alone",
         "each writer of a job's metrics may bring as many names as all together",
-        "worker/ledger.py",
+        "worker/ingest/writer.py",
         "set(metrics.names(session, job.id, limit=MAX_NAMES)) if",
         "set[str]() if",
-        test="tests/worker/test_ledger.py",
+        test="tests/worker/ingest/test_writer.py",
     ),
     one(
         "unsettled-placed",
         "a job runs again while a process of its last attempt may be left",
-        "worker/planner.py",
+        "worker/agent/scheduling.py",
         "delays.keys() | situation.unsettled.keys()",
         "delays.keys()",
     ),

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from starlette.routing import BaseRoute
 
+from api.app import create_app
 from api.auth import OPEN
-from api.main import create_app
 from store import jobs, tokens
 from store.db import Database
 from store.jobs import NewJob

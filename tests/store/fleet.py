@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from store import devices, hosts
+from store import device_health, hosts
 from store.db import Database
 from tests.store.oracle import Look, Oracle
 
@@ -64,11 +64,11 @@ class Fleet(RuleBasedStateMachine):
     def _look(self, name: str, found: dict[int, Look], *, in_time: bool) -> None:
         """`in_time`: it began after the host had seen which devices wait for it."""
         with self.database.read() as session:
-            seen = devices.unseen(session, name) if in_time else ()
+            seen = device_health.unseen(session, name) if in_time else ()
         readings = [
-            devices.Reading(index, look.health, ailment=look.ailment, residue=look.residue)
+            device_health.Reading(index, look.health, ailment=look.ailment, residue=look.residue)
             for index, look in found.items()
         ]
         with self.database.write() as session:
-            is_news = devices.observe(session, name, readings, seen=seen)
+            is_news = device_health.observe(session, name, readings, seen=seen)
         assert is_news == self.oracle.look(name, found, in_time=in_time)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from store import attempts, checkpoints, events, hosts, jobs, queue
+from store import attempts, checkpoints, events, hosts, jobs, planning_queue
 from store.db import Database
 from store.errors import LeaseLost, PlacementConflict
 from store.models import Attempt
@@ -139,7 +139,7 @@ def test_a_preempted_job_waits_for_its_next_attempt_with_the_intent_to_run(
     with database.read() as session:
         job = jobs.get(session, running.job_id)
         assert (job.status, job.intent, job.strikes) == (JobStatus.QUEUED, Intent.RUN, 0)
-        assert [one.job.id for one in queue.read(session, Usage()).waiting] == [job.id]
+        assert [one.job.id for one in planning_queue.read(session, Usage()).waiting] == [job.id]
 
 
 def test_a_new_attempt_does_not_show_the_last_ones_progress(database: Database, running: Attempt) -> None:

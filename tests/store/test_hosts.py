@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from store import attempts, hosts, queue
+from store import attempts, hosts, planning_queue
 from store.db import Database
 from store.errors import NotFound, PlacementConflict
 from store.models import Attempt
@@ -51,7 +51,7 @@ def test_a_drained_host_takes_nothing_until_that_is_taken_back(
     with pytest.raises(PlacementConflict, match="takes no jobs"), database.write() as session:
         attempts.place(session, job_id, host="a", device_indices=[2, 3])
     with database.read() as session:
-        assert queue.read(session, Usage()).hosts[0].usable == ()
+        assert planning_queue.read(session, Usage()).hosts[0].usable == ()
     # Its worker restarts, is lost and heard again: a person's wish is none of its business.
     with database.write() as session:
         hosts.leave(session, "a")

@@ -13,7 +13,8 @@ from hypothesis.stateful import invariant, precondition, rule
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, db, hosts, jobs, queue
+from linux import proc
+from store import attempts, checkpoints, db, hosts, jobs, planning_queue
 from store.db import Base, Database
 from store.errors import LeaseLost
 from store.jobs import NewJob
@@ -24,10 +25,9 @@ from tests.store import reading, writing
 from tests.store.fleet import DEVICES, ILL, WELL, Fleet
 from tests.store.oracle import Judge, Oracle, Queue
 from tests.store.writing import Holder
-from worker import planner as planner_module
-from worker import processes
-from worker.planner import Planner
-from worker.sweeper import Sweeper
+from worker.agent import scheduling as planner_module
+from worker.agent.lease_monitor import Sweeper
+from worker.agent.scheduling import Planner
 
 MAX_JOBS = 5
 NO_QUOTA = 99
@@ -350,7 +350,7 @@ class Life(Fleet):
         waiting = {job_id for job_id, job in self.oracle.jobs.items() if job.status == "queued"}
         with self.database.read() as session:
             assert all(jobs.get(session, job_id).wait_reason for job_id in waiting)
-            places = queue.positions(session, list(self.oracle.jobs)) if waiting else {}
+            places = planning_queue.positions(session, list(self.oracle.jobs)) if waiting else {}
         assert (places.keys(), sorted(places.values())) == (waiting, list(range(1, len(waiting) + 1)))
 
     def _room(self, num_devices: int, *, anywhere: bool = False) -> tuple[str, set[int]] | None:
@@ -379,7 +379,7 @@ class Life(Fleet):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(processes, "boottime", lambda: clock.seconds)
+    monkeypatch.setattr(proc, "boottime", lambda: clock.seconds)
     monkeypatch.setattr(planner_module, "time", SimpleNamespace(monotonic=lambda: clock.seconds))
     monkeypatch.setattr(db, "datetime", clock)
     return clock

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from store import attempts, checkpoints, db, devices, jobs, logs, metrics
+from store import attempts, checkpoints, db, device_health, jobs, logs, metrics
 from store.db import Database
 from store.errors import IdempotencyConflict, IllegalTransition, LeaseLost, PlacementConflict
 from store.metrics import Point
@@ -80,7 +80,7 @@ def condemn(session: Session, holder: Holder, *, saved_by: str, step: int) -> No
 def blame(session: Session, holder: Holder, index: int) -> None:
     job = attempts.renew(session, holder.attempt_id, job_id=holder.job_id)
     attempt = attempts.get(session, holder.attempt_id)
-    devices.cordon_broken(session, job, attempt, index=index, why="its memory fails")
+    device_health.cordon_broken(session, job, attempt, index=index, why="its memory fails")
 
 
 def close(

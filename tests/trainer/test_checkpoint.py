@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from tests.trainer.conftest import WITH_DROPOUT, Ranks
 from trainer import checkpoint
 from trainer.checkpoint import Keep, Published
-from trainer.config import CheckpointRef
 from trainer.errors import BrokenCheckpoint
+from trainer.spec.config import CheckpointRef
 
 pytestmark = pytest.mark.timeout(900)
 Spec = Callable[..., dict[str, Any]]

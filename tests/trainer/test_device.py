@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.conftest import Ranks
-from trainer import device, place
-from trainer.config import RunConfig
+from trainer import device, dist_env
 from trainer.device import Device
+from trainer.dist_env import Place
 from trainer.errors import BadInput
 from trainer.optimizer import Optimizer
-from trainer.place import Place
+from trainer.spec.config import RunConfig
 
 pytestmark = pytest.mark.timeout(900)
 Spec = Callable[..., dict[str, Any]]
@@ -84,12 +84,12 @@ def test_the_place_is_read_from_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert place.here() == expected
+    assert dist_env.here() == expected
 
 
 @given(cores=st.sets(st.integers(0, 300), min_size=1, max_size=64), ranks=st.integers(1, 16))
 def test_shares_of_cores_are_equal_and_apart(cores: set[int], ranks: int) -> None:
-    shares = [place.share_of_cores(cores, Place(rank, rank, ranks, ranks)) for rank in range(ranks)]
+    shares = [dist_env.share_of_cores(cores, Place(rank, rank, ranks, ranks)) for rank in range(ranks)]
     if len(cores) < ranks:
         assert all(share == cores for share in shares)
         return

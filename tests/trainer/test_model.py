@@ -9,13 +9,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests.trainer.conftest import Inputs
-from trainer import corpus, data, model, plan, tokenizer
-from trainer.config import RunConfig
-from trainer.data import EVALUATION_EPOCH, Batch
+from trainer import model
+from trainer.data import dataset, loader, sampler, tokenizer
+from trainer.data.loader import EVALUATION_EPOCH, Batch
+from trainer.data.tokenizer import Vocabulary
 from trainer.device import Device
+from trainer.dist_env import Place
 from trainer.errors import BadInput
-from trainer.place import Place
-from trainer.tokenizer import Vocabulary
+from trainer.spec.config import RunConfig
 
 Spec = Callable[..., dict[str, Any]]
 CPU = Device("cpu", torch.device("cpu"), Place(0, 0, 1))
@@ -27,9 +28,9 @@ def vocabulary(inputs: Inputs) -> Vocabulary:
 
 
 def losses(config: RunConfig, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Any) -> tuple[Any, list[Batch], float]:
-    sequences = corpus.read(inputs.validation_file, "f", config, vocabulary, tmp_path, lambda _: None)
+    sequences = dataset.read(inputs.validation_file, "f", config, vocabulary, tmp_path, lambda _: None)
     ours = model.MaskedLanguageModel(model.build(config, vocabulary), "cpu", packing=config.packing).eval()
-    batches = list(data.eval_batches(plan.arrange(sequences, config), vocabulary, config, CPU))
+    batches = list(loader.eval_batches(sampler.arrange(sequences, config), vocabulary, config, CPU))
     with torch.no_grad():
         total = sum(float(ours(batch)) for batch in batches)
     return ours, batches, total
@@ -48,7 +49,7 @@ def test_the_loss_is_stocks(
     stock.load_state_dict(ours.network.state_dict())
     expected = 0.0
     for batch in batches:
-        labels = torch.full(batch.input_ids_BL.shape, data.IGNORED).flatten()
+        labels = torch.full(batch.input_ids_BL.shape, loader.IGNORED).flatten()
         labels[batch.label_positions_M] = batch.labels_M
         with torch.no_grad():
             # Stock numbers positions from the ids, and takes a random <pad> for padding: it is told the positions.
@@ -72,18 +73,18 @@ def test_packing_changes_no_loss(spec: Spec, vocabulary: Vocabulary, inputs: Inp
 def test_filled_up_labels_change_no_loss(spec: Spec, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Any) -> None:
     config = RunConfig.model_validate(spec(pad_to_max_length=True))
     ours, batches, _ = losses(config, vocabulary, inputs, tmp_path)
-    filled = data._MaskedRows(
-        plan.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
+    filled = loader._MaskedRows(
+        sampler.arrange(_sequences(config, vocabulary, inputs, tmp_path), config), vocabulary, config, True
     )
     batch = filled.__getitems__([(EVALUATION_EPOCH, i) for i in range(config.per_device_eval_batch_size)])
-    assert len(batch.labels_M) == plan.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
+    assert len(batch.labels_M) == sampler.label_capacity(batch.num_labels, batch.input_ids_BL.numel(), 0.15)
     assert batch.num_labels == batches[0].num_labels < len(batch.labels_M)
     with torch.no_grad():
         assert float(ours(batch)) == pytest.approx(float(ours(batches[0])), rel=1e-6)
 
 
-def _sequences(config: RunConfig, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Any) -> corpus.Sequences:
-    return corpus.read(inputs.validation_file, "f", config, vocabulary, tmp_path, lambda _: None)
+def _sequences(config: RunConfig, vocabulary: Vocabulary, inputs: Inputs, tmp_path: Any) -> dataset.Sequences:
+    return dataset.read(inputs.validation_file, "f", config, vocabulary, tmp_path, lambda _: None)
 
 
 def test_every_trained_weight_gets_a_gradient(

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.trainer.conftest import Inputs
-from trainer import corpus, report, tokenizer
-from trainer.config import RunConfig
-from trainer.place import Place
+from trainer import report
+from trainer.data import dataset, tokenizer
+from trainer.dist_env import Place
 from trainer.report import Reporter
+from trainer.spec.config import RunConfig
 
 Read = Callable[..., None]
 
@@ -27,7 +28,7 @@ def read(spec: Callable[..., dict[str, Any]], inputs: Inputs, tmp_path: Path) ->
         config, vocabulary = RunConfig.model_validate(spec()), tokenizer.load(inputs.tokenizer)
         with Reporter(tmp_path, Place(rank, rank, 2)) as reporter:
             cache = tmp_path / "cache"
-            corpus.read(inputs.train_file, "train_file", config, vocabulary, cache, reporter.say, reporter.work)
+            dataset.read(inputs.train_file, "train_file", config, vocabulary, cache, reporter.say, reporter.work)
         assert any(len(path.name) == 64 for path in cache.iterdir())
 
     return build

@@ -89,8 +89,9 @@ def test_losses_gradients_and_weights_are_those_of_one_rank(runs: dict[str, Rank
 
 def test_the_comparison_can_fail(runs: dict[str, Ranks]) -> None:
     """Weights have moved by far more than they may differ, and so had losses weighed each batch alike."""
-    from trainer import model, tokenizer
-    from trainer.config import RunConfig
+    from trainer import model
+    from trainer.data import tokenizer
+    from trainer.spec.config import RunConfig
 
     one = runs["1x1"]
     config = RunConfig.model_validate_json((one.directory / "config.json").read_bytes())

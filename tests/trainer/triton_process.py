@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.trainer.test_attention import modules, run, signs, worst
-from trainer import banded
-from trainer.attention import WindowedSelfAttention
-from trainer.banded import Dropout
-from trainer.blocks import Mask
+from tests.trainer.attention.test_module import modules, run, signs, worst
+from trainer.attention import banded
+from trainer.attention.banded import Dropout
+from trainer.attention.blocks import Mask
+from trainer.attention.module import WindowedSelfAttention
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def compiled(architecture: int, case: Case, backward: bool) -> dict[str, dict[st
 
 
 def _attend_on(device: str) -> Callable[..., torch.Tensor]:
-    from trainer import cuda
+    from trainer.attention import cuda
 
     def attend(q: Any, k: Any, v: Any, reach: int, mask: Mask, dropout: Dropout | None = None) -> torch.Tensor:
         moved = Mask(*(None if x is None else x.to(device) for x in mask[:4]))

@@ -19,6 +19,8 @@ import psutil
 import pytest
 import redis
 
+from linux import cgroup, proc
+from linux.cgroup import Cgroup
 from store import attempts, events, hosts, jobs, logs, metrics
 from store.db import Database
 from store.jobs import NewJob
@@ -26,8 +28,7 @@ from store.models import Attempt, Event, Job
 from store.settings import Settings
 from store.states import TERMINAL_JOB, DeviceState, HostStatus, JobStatus
 from tests.worker.processes import is_running
-from worker import cgroup, processes, runlock
-from worker.cgroup import Cgroup
+from worker.supervisor import run_lock
 
 Operation = dict[str, Any]
 
@@ -109,7 +110,7 @@ class Plane:
     @contextmanager
     def broker(self) -> Generator[None]:
         """A Valkey server for this host, for a `with` block."""
-        argv = [sys.executable, "-m", "store.embedded"]
+        argv = [sys.executable, "-m", "store.embedded_valkey"]
         server = subprocess.Popen(argv, env=self.environment, stdout=subprocess.DEVNULL)
         try:
             with redis.Redis.from_url(self.settings.broker_url) as client:
@@ -193,12 +194,12 @@ class Plane:
             jobs.cancel(session, job_id)
 
     def supervisor(self, job_id: str, number: int = 1) -> int:
-        pid = runlock.holder(self.run_dir(job_id, number))
+        pid = run_lock.holder(self.run_dir(job_id, number))
         assert pid is not None, "no supervisor holds the attempt"
         return pid
 
     def ranks(self, job_id: str) -> list[int]:
-        return processes.of_attempt(self.attempt(job_id).id)
+        return proc.of_attempt(self.attempt(job_id).id)
 
     def launcher(self) -> int:
         (pid,) = [child.pid for child in psutil.Process(self.workers[-1].pid).children()]
@@ -207,8 +208,8 @@ class Plane:
     def assert_clean(self, job_id: str) -> None:
         """No process of the job's newest attempt, no supervisor, and its devices are free."""
         attempt = self.attempt(job_id)
-        assert processes.of_attempt(attempt.id) == []
-        self.eventually(lambda: runlock.holder(self.run_dir(job_id, attempt.number)) is None)
+        assert proc.of_attempt(attempt.id) == []
+        self.eventually(lambda: run_lock.holder(self.run_dir(job_id, attempt.number)) is None)
         with self.database.read() as session:
             views = [device.device for host in hosts.all_hosts(session) for device in host.devices]
         assert all(device.attempt_id != attempt.id for device in views)
@@ -217,7 +218,7 @@ class Plane:
     def kill_worker(self) -> None:
         """The worker and its launcher, at once, as `longyard up` takes them along."""
         pids = [self.launcher(), self.workers[-1].pid]
-        processes.send(pids, signal.SIGKILL)
+        proc.send(pids, signal.SIGKILL)
         self.workers[-1].wait()
         self.eventually(lambda: not psutil.pid_exists(pids[0]))
 
@@ -233,10 +234,10 @@ class Plane:
     def stop(self) -> None:
         """End whatever is left, by pid, and see it gone."""
         known = [worker.pid for worker in self.workers if worker.poll() is None]
-        known += [pid for worker in known for pid in processes.descendants(worker)]
-        known += [pid for path in self.settings.jobs_dir.glob("*/a*") if (pid := runlock.holder(path))]
-        known += [pid for supervisor in known for pid in processes.descendants(supervisor)]
-        processes.send(sorted(set(known)), signal.SIGKILL)
+        known += [pid for worker in known for pid in proc.descendants(worker)]
+        known += [pid for path in self.settings.jobs_dir.glob("*/a*") if (pid := run_lock.holder(path))]
+        known += [pid for supervisor in known for pid in proc.descendants(supervisor)]
+        proc.send(sorted(set(known)), signal.SIGKILL)
         for worker in self.workers:
             worker.wait()
         self.eventually(lambda: not any(is_running(pid) for pid in known))

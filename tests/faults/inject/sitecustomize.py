@@ -22,7 +22,7 @@ OOM_COUNTERS = ("memory.events", "memory.oom_control", "vmstat")
 LOOK_AGAIN_S = 0.05
 
 MODULE = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
-"""Which part of the plane this is; a supervisor is a worker.launcher."""
+"""Which part of the plane this is; a supervisor is a worker.forkserver.server."""
 
 _read_text, _write_text, _open = pathlib.Path.read_text, pathlib.Path.write_text, os.open
 _kill, _fsync = os.kill, os.fsync

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from store.placement import ANY, HostCapacity, Plan, QueuedJob, RunningJob, Share, topology
+from store.placement import topology
+from store.placement.types import ANY, HostCapacity, Plan, QueuedJob, RunningJob, Share
 
 KINDS = ("npu", "cuda", "cpu")
 OWNERS = ("ada", "bob", "eve")

@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from store.placement import HostCapacity, QueuedJob, RunningJob, Share, plan
+from store.placement.planner import plan
+from store.placement.types import HostCapacity, QueuedJob, RunningJob, Share
 from tests.store.placement import fleets
 from tests.store.placement.fleets import host, npus, situations
 

@@ -10,7 +10,8 @@ from math import inf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store.placement import HostCapacity, Plan, QueuedJob, Reservation, RunningJob, Share, plan
+from store.placement.planner import plan
+from store.placement.types import HostCapacity, Plan, QueuedJob, Reservation, RunningJob, Share
 from tests.store.placement import fleets
 from tests.store.placement.fleets import host, npus
 

@@ -1,0 +1,1 @@
+"""Server-sent events: one feed per process, fanned out to the streams that are open."""

@@ -1,0 +1,1 @@
+"""From a posted spec to a stored job: validation, estimate, batched writes."""

@@ -1,0 +1,1 @@
+"""`bench plane`: submissions, launches, stops, lists, metrics, memory, measured on a plane of its own."""

@@ -1,0 +1,1 @@
+"""`bench trainer`: our trainer against stock transformers, in turns in one run."""

@@ -1,0 +1,1 @@
+"""What we ask of the kernel: /proc, cgroups, inotify, child processes. Standard library and psutil only."""

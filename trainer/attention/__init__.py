@@ -1,0 +1,1 @@
+"""Longformer's sliding window attention: one interface, an implementation per device."""

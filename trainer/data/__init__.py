@@ -1,0 +1,1 @@
+"""From text files to batches: sources, tokenizer, dataset, packing, masking, sampler, loader."""

@@ -1,0 +1,1 @@
+"""What a spec would take: parameters, memory, tokens, steps. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Reads what the ranks write and stores it: metrics, logs, progress, checkpoints."""
