@@ -18,7 +18,7 @@ def gone(pid: int) -> bool:
 
 
 def test_a_failure_shows_the_end_of_its_own_output(tmp_path: Path) -> None:
-    log = tmp_path / "step.log"
+    log = tmp_path / "console.log"
     log.write_text("from the step before\n")
     argv = [sys.executable, "-c", "import sys; print('what went wrong'); sys.exit(3)"]
     with pytest.raises(console.StepError) as failure:
@@ -39,13 +39,13 @@ def test_progress_and_success_are_told(tmp_path: Path, capfd: pytest.CaptureFixt
 
 def test_a_stop_ends_the_whole_group(tmp_path: Path, eventually: Callable[..., object]) -> None:
     """What `./run` does at a ^C: the step's own children go with it."""
-    log = tmp_path / "step.log"
+    log = tmp_path / "console.log"
     script = (
         "import signal, sys, os\n"
         "from pathlib import Path\n"
-        "from cli import step\n"
+        "from cli import console\n"
         "signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
-        f"step.run('waiting', [sys.executable, '-c', {SLEEPER!r}], cwd=Path('.'), env=dict(os.environ), log=Path({str(log)!r}))\n"
+        f"console.run('waiting', [sys.executable, '-c', {SLEEPER!r}], cwd=Path('.'), env=dict(os.environ), log=Path({str(log)!r}))\n"
     )
     running = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     eventually(lambda: log.exists() and log.read_text().endswith("\n"))
@@ -61,8 +61,8 @@ def test_a_child_dies_with_a_parent_that_was_killed(eventually: Callable[..., ob
     script = (
         "import os, signal\n"
         "from pathlib import Path\n"
-        "from cli import step\n"
-        "child = step.start(['sleep', '600'], cwd=Path('.'), env=dict(os.environ), output=None, on_our_death=signal.SIGKILL)\n"
+        "from cli import console\n"
+        "child = console.start(['sleep', '600'], cwd=Path('.'), env=dict(os.environ), output=None, on_our_death=signal.SIGKILL)\n"
         "print(child.pid, flush=True)\n"
         "child.wait()\n"
     )

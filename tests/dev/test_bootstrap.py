@@ -54,11 +54,11 @@ def test_the_options_told_before_an_install_are_those_there_are() -> None:
     def named(text: str) -> set[str]:
         return set(re.findall(r"--[a-z-]+", text)) - {"--help"}
 
-    script = "import sys; from cli import dev; sys.exit(dev.main(sys.argv[1:]))"
+    script = "import sys; from dev import __main__ as run; sys.exit(run.main(sys.argv[1:]))"
     demo = subprocess.run([sys.executable, "-c", script, "demo", "--help"], capture_output=True, text=True, check=True)
     assert named(demo.stdout) == named(bootstrap.command_usage("demo"))
     up = subprocess.run(
-        [sys.executable, "-c", "from cli import main; main.entry('./run')", "up", "--help"],
+        [sys.executable, "-c", "from cli import commands; commands.entry('./run')", "up", "--help"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert named(up.stdout) == named(bootstrap.command_usage("up"))

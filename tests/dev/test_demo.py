@@ -266,7 +266,7 @@ def test_what_outlives_the_plane_is_ended_with_the_demo(tmp_path: Path) -> None:
     parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {orphan!r}], start_new_session=True)"
     script = f"""
 import ctypes, os, psutil, subprocess, sys
-from cli import demo
+from dev import demo
 demo.HURRY_S = 0.5
 ctypes.CDLL(None).prctl(demo.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 made = subprocess.Popen([sys.executable, "-c", {parent!r}], stdout=subprocess.PIPE)

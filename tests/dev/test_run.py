@@ -203,7 +203,8 @@ def test_through_a_symbolic_link(machine: Machine) -> None:
 
 def test_a_real_python_passes_the_probe_and_lists_the_commands(machine: Machine) -> None:
     (machine.bin / "python3.11").symlink_to(os.path.realpath(sys.executable))
-    shutil.copytree(ROOT / "cli", machine.checkout / "cli", ignore=shutil.ignore_patterns("__pycache__"))
+    for room in ("linux", "cli", "dev"):
+        shutil.copytree(ROOT / room, machine.checkout / room, ignore=shutil.ignore_patterns("__pycache__"))
     listed = machine.run("--help")
     assert listed.returncode == 0, listed.stderr
     for name in ("demo", "up", "test", "lint", "bench", "faults", "mutants", "simulate", "fleet"):

@@ -323,12 +323,12 @@ MUTANTS: Final = (
         (
             Edit(
                 "worker/agent/lease_monitor.py",
-                "        now = processes.boottime()\n",
+                "        now = proc.boottime()\n",
                 "        now = wall().timestamp()\n",
             ),
             Edit(
                 "worker/agent/lease_monitor.py",
-                "        return processes.boottime() -",
+                "        return proc.boottime() -",
                 "        return wall().timestamp() -",
             ),
             Edit(

@@ -28,7 +28,7 @@ MIB = 1 << 20
 BUILDER = """
 import json, resource, sys
 from pathlib import Path
-from trainer import corpus, tokenizer
+from trainer.data import dataset, tokenizer
 from trainer.spec.config import RunConfig
 from trainer.errors import BadInput
 
@@ -43,7 +43,7 @@ def work(what, done, total):
         print(what, flush=True)
 
 try:
-    found = corpus.read(Path(spec["train_file"]), "train_file", config, vocabulary, cache, print, work)
+    found = dataset.read(Path(spec["train_file"]), "train_file", config, vocabulary, cache, print, work)
     print("digest", found.digest, len(found.tokens_T))
 except BadInput as error:
     print("refused", error)

@@ -140,8 +140,8 @@ def test_it_confines_itself(spec: Spec) -> None:
     """As a process: it answers, has neither torch nor transformers, and takes neither endless memory nor endless time."""
     request = estimate.Request(train=train_of(spec()), num_devices=2, device_type="npu").model_dump_json()
     code = (
-        "import signal, sys; from trainer import estimate; code = estimate.main(); left = signal.alarm(0)\n"
-        "assert 0 < left <= estimate.LIMIT_S and not {'torch', 'transformers'} & set(sys.modules)\n"
+        "import signal, sys; from trainer.estimate import request; code = request.main(); left = signal.alarm(0)\n"
+        "assert 0 < left <= request.LIMIT_S and not {'torch', 'transformers'} & set(sys.modules)\n"
         "try: bytearray(3 << 30)\nexcept MemoryError: sys.exit(code)\nsys.exit('there was memory')"
     )
     done = subprocess.run(
